@@ -1,0 +1,35 @@
+# Fresh machine with Python 3.11+ and make: `make run`, `make test`.
+# GPU users: `make run TORCH=torch` (or any torch >= 2.11), or point VENV at an environment that has torch.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+RUNS   ?= runs
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed
+
+.PHONY: setup run test check proof clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e ".[downstream,dev]"
+	touch $@
+
+run: setup
+	$(BIN)/python scripts/demo.py runs=$(RUNS)
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+proof: setup
+	$(BIN)/python -m pytest -q -m proof tests/proof
+
+clean:
+	rm -rf $(RUNS) build dist *.egg-info

@@ -1,0 +1,87 @@
+"""The packed batch: every tensor that a ranker reads.
+
+Shape suffixes used in this package:
+    T  history tokens of all sequences, one after the other      S  sequences (user-days)
+    N  targets of all sequences                                  D  model width
+    A  actions as labels           H  actions that tokens carry  O  outputs (a duration has two)
+    I  item features               K  token features             C  context features (categorical)   F  numeric features
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """Flat tokens with offsets, and flat targets that point into them.
+
+    Tokens of a sequence are ordered by availability; target j may read the first ``target_position_N[j]`` tokens of its
+    sequence and nothing else. Position 0 is the empty history.
+
+    Attributes:
+        offsets_S1: int64 [S+1], tokens of sequence s are ``offsets[s]:offsets[s+1]``.
+        token_item_T: int64, row of the item vocabulary.
+        token_item_features_TI: int64 rows, features of the item.
+        token_features_TK: int64 rows, features of the event (say the surface on which it happened).
+        token_action_TH: float32, value of each history action squashed to [0, 1]; 0 where unknown.
+        token_action_known_TH: bool, whether the value is known.
+        token_time_T: int64 event time (ms); -1 for events without a clock.
+        target_sequence_N: int64, sequence of the target. Targets are grouped by sequence, ascending.
+        target_position_N: int64, number of tokens available to the target.
+        target_time_N: int64, request time (ms).
+        target_item_N: int64 row.
+        target_item_features_NI: int64 rows.
+        target_token_features_NK: int64 rows, the target's own event features (known at request time).
+        categorical_NC: int64 rows of the context features.
+        numeric_NF: float32, standardised; 0 where missing.
+        present_NF: bool, false where missing.
+        label_NA: float32, 0 where unknown.
+        known_NA: bool, whether the label is ripe and known.
+        weight_N: float32, example weights.
+        row_N: int64, row of the target in its shard, to match predictions with examples.
+    """
+
+    offsets_S1: Tensor
+    token_item_T: Tensor
+    token_item_features_TI: Tensor
+    token_features_TK: Tensor
+    token_action_TH: Tensor
+    token_action_known_TH: Tensor
+    token_time_T: Tensor
+    target_sequence_N: Tensor
+    target_position_N: Tensor
+    target_time_N: Tensor
+    target_item_N: Tensor
+    target_item_features_NI: Tensor
+    target_token_features_NK: Tensor
+    categorical_NC: Tensor
+    numeric_NF: Tensor
+    present_NF: Tensor
+    label_NA: Tensor
+    known_NA: Tensor
+    weight_N: Tensor
+    row_N: Tensor
+
+    @property
+    def sequences(self) -> int:
+        return len(self.offsets_S1) - 1
+
+    @property
+    def tokens(self) -> int:
+        return len(self.token_item_T)
+
+    @property
+    def targets(self) -> int:
+        return len(self.target_item_N)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Returns the batch on `device`."""
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in page-locked memory."""
+        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})

@@ -1,0 +1,124 @@
+"""What every ranker is: a shape, a forward pass to outputs, and axes that say what each parameter's rows mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from models.batch import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionShape:
+    """An action and the width of its output: binary 1 (logit), count 1 (log rate), duration 2 (mu, log sigma).
+
+    Attributes:
+        name: Name of the action.
+        kind: binary | count | duration.
+        base_rate: Mean label in training: a new head starts there (binary: rate; count: mean; duration: mean of log1p seconds).
+    """
+
+    name: str
+    kind: str
+    base_rate: float
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the output columns; these are the keys of the axis ``output``."""
+        return (f"{self.name}/mu", f"{self.name}/log_sigma") if self.kind == "duration" else (self.name,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerShape:
+    """Plain values from which `models.build` makes a ranker; stored in the bundle's manifest.
+
+    Attributes:
+        architecture: ``sasrec`` or ``hstu``.
+        actions: Predicted actions in output order.
+        history_actions: Names of the actions that tokens carry.
+        vocabularies: Vocabulary -> number of rows (row 0 pad, row 1 OOV).
+        item_vocabulary: Vocabulary of item ids.
+        item_features: Item feature -> vocabulary.
+        token_features: Token feature -> vocabulary.
+        categorical: Context feature -> vocabulary.
+        numeric: Names of the numeric features.
+        dim: Model width D.
+        layers: Number of blocks.
+        heads: Attention heads.
+        head_dim: Width of a head.
+        ffn_dim: Width of the feed-forward layer (sasrec).
+        context_dim: Width of the context network.
+        context_layers: Hidden layers of the context network.
+        dropout: Dropout rate.
+        feature_dropout: Rate at which whole features are replaced by their missing value in training.
+        auxiliary_weight: Weight of the two-tower auxiliary loss (hstu).
+        norm_eps: eps of RMSNorm at width `dim`; growth rescales it.
+    """
+
+    architecture: str
+    actions: tuple[ActionShape, ...]
+    history_actions: tuple[str, ...]
+    vocabularies: dict[str, int]
+    item_vocabulary: str
+    item_features: dict[str, str] = field(default_factory=dict)
+    token_features: dict[str, str] = field(default_factory=dict)
+    categorical: dict[str, str] = field(default_factory=dict)
+    numeric: tuple[str, ...] = ()
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    head_dim: int = 32
+    ffn_dim: int = 256
+    context_dim: int = 128
+    context_layers: int = 2
+    dropout: float = 0.1
+    feature_dropout: float = 0.0
+    auxiliary_weight: float = 0.2
+    norm_eps: float = 1e-6
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the O output columns."""
+        return tuple(name for action in self.actions for name in action.outputs)
+
+
+@dataclass
+class Scores:
+    """Outputs of a forward pass.
+
+    Attributes:
+        output_NO: Raw outputs (logit, log rate, mu, log sigma) in the order of `RankerShape.outputs`.
+        auxiliary_NO: Outputs of the auxiliary two-tower head, or None.
+    """
+
+    output_NO: Tensor
+    auxiliary_NO: Tensor | None = None
+
+
+class Ranker(Protocol):
+    """The interface that training, evaluation, export and warm start rely on. Every ranker is an `nn.Module` besides."""
+
+    shape: RankerShape
+
+    def __call__(self, batch: Batch) -> Scores:
+        """Scores every target of the batch."""
+        ...
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """Returns [N, D]: the user's vector at each target's position (state after the tokens available to it)."""
+        ...
+
+    def item_vectors(self, item_M: Tensor, item_features_MI: Tensor) -> Tensor:
+        """Returns [M, D]; `dot(user, item)` is the bilinear term (or auxiliary score) before per-action scales."""
+        ...
+
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Returns, for every parameter and persistent buffer, the meaning of each dimension.
+
+        A dimension is named ``vocab:<vocabulary>`` (rows by id), ``numeric`` (rows by feature name), ``output`` (rows by output
+        name), ``history_action`` (rows by action name), or a width: ``dim``, ``ffn``, ``head`` (heads x head_dim),
+        ``context``, ``fixed``. The transfer plan matches keyed axes by key, never by position.
+        """
+        ...

@@ -1,0 +1,103 @@
+"""Health of the logs: the map day x feature that scan writes and rebuild obeys, and the quarantine ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+HEALTH_VERSION = 1
+
+# Kinds of the fault catalogue that the first form of scan recognises, in snake case.
+FAULT_KINDS = (
+    "truncated_file", "zero_tail", "empty_file", "bit_flip_page", "hash_mismatch", "footer_damage", "row_count_mismatch",
+    "missing_file", "unexpected_file", "missing_column", "wrong_dtype", "non_finite", "out_of_range", "time_out_of_day",
+    "duplicate_rows", "late_rows", "empty_day", "missing_day", "read_timeout", "oversized_read", "too_few_rows",
+)  # fmt: skip
+ACTIONS = ("count", "mask", "quarantine_row", "quarantine_group", "quarantine_file", "refuse_day", "stop")
+DAY_STATUSES = ("ok", "masked", "refused")
+
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("day", pa.string()),
+        ("file", pa.string()),
+        ("row_group", pa.int32()),
+        ("feature", pa.string()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("action", pa.string()),
+        ("evidence", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """Something wrong with one file, row group, column or day.
+
+    Attributes:
+        kind: Name of the catalogue (`FAULT_KINDS`).
+        day: Business day of the partition.
+        file: Path below the data root, if the fault is in one file.
+        row_group: Row group, if the fault is in one.
+        feature: Source column, if the fault is in one.
+        rows: Rows (or cells) affected.
+        bytes: Bytes affected.
+        action: What was done about it (`ACTIONS`).
+        evidence: What was seen, in a few words and numbers.
+    """
+
+    kind: str
+    day: str
+    file: str | None = None
+    row_group: int | None = None
+    feature: str | None = None
+    rows: int = 0
+    bytes: int = 0
+    action: str
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileHealth:
+    """One source file as verified.
+
+    Attributes:
+        path: Path below the data root.
+        sha256: Hash of the whole file as read.
+        rows: Rows by the footer.
+        bytes: Size.
+        quarantined: Whether the file is set aside.
+        masked: (row group, source column) chunks whose values are to be read as null.
+        dropped_groups: Row groups set aside, because a key, time or label column in them is unreadable.
+        checksummed: Whether pages carry checksums that were verified.
+    """
+
+    path: str
+    sha256: str
+    rows: int
+    bytes: int
+    quarantined: bool = False
+    masked: list[tuple[int, str]] = field(default_factory=list)
+    dropped_groups: list[int] = field(default_factory=list)
+    checksummed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DayHealth:
+    """Verdict on one day: `status` is ok, masked or refused; rebuild reads only what is listed here."""
+
+    status: str
+    files: list[FileHealth]
+    faults: list[Fault] = field(default_factory=list)
+    masked_columns: list[str] = field(default_factory=list)
+    rows: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthMap:
+    """Health of every scanned day. `days` is ordered by day; `scan.json` is this map without the file lists."""
+
+    version: int = HEALTH_VERSION
+    days: dict[str, DayHealth]

@@ -1,0 +1,311 @@
+"""The log specification: which column of the user's logs plays which role.
+
+A specification is a YAML mapping (`conf/data/*.yaml`, or the user's own file through ``data.spec=``). The typed loader in
+`trainer.config` turns it into a `LogSpec` and refuses unknown keys. Expressions are the small language of
+`trainer.schema.expression`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trainer.errors import ConfigError, nearest
+from trainer.schema.time import parse_duration, timezone
+
+LOG_SPEC_VERSION = 1
+
+ACTION_KINDS = ("binary", "count", "duration")
+FEATURE_KINDS = ("categorical", "numeric")
+TRANSFORMS = ("none", "log", "logit")
+CRITICALITIES = ("required", "important", "optional")
+
+
+def _one_of(value: str, allowed: tuple[str, ...], where: str) -> None:
+    if value not in allowed:
+        raise ConfigError("unknown choice", where=where, got=value, remedy=nearest(value, allowed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutSpec:
+    """Where the partitions lie below `root`: ``<path>/<partition>=YYYY-MM-DD/[hour=HH/]*.<format>``; links are followed.
+
+    Attributes:
+        path: Folder below the root that holds the day folders.
+        partition: Key of the day folders (``dt`` for ``dt=2022-05-01``).
+        format: ``parquet`` or ``csv``.
+        success_marker: Whether a day counts as delivered only once it holds a file ``_SUCCESS``.
+        manifest: Optional file in a day folder that lists its files: JSON ``{"files": {name: {"sha256", "rows", "bytes"}}}``.
+    """
+
+    path: str = "."
+    partition: str = "dt"
+    format: str = "parquet"
+    success_marker: bool = False
+    manifest: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of(self.format, ("parquet", "csv"), "data.layout.format")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeSpec:
+    """An instant: a column with a unit, or an expression that yields epoch milliseconds.
+
+    Attributes:
+        column: Column with integer ticks or an Arrow timestamp.
+        unit: Unit of integer ticks (s, ms, us, ns); an Arrow timestamp brings its own.
+        expression: Instead of a column: epoch milliseconds as an expression.
+        delay: Added to it (``known_at`` as a fixed delay after the event: give only `delay`).
+    """
+
+    column: str | None = None
+    unit: str = "ms"
+    expression: str | None = None
+    delay: str = "0"
+
+    def __post_init__(self) -> None:
+        _one_of(self.unit, ("s", "ms", "us", "ns"), "data.*.unit")
+        parse_duration(self.delay, "data.*.delay")
+        if self.column and self.expression:
+            raise ConfigError("an instant has a column or an expression, not both", got=f"{self.column}, {self.expression}")
+
+    @property
+    def delay_ms(self) -> int:
+        return parse_duration(self.delay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSpec:
+    """A label: what the user did with the item.
+
+    Attributes:
+        expression: Value of the action; nulls stay null (unknown).
+        kind: ``binary`` (0/1), ``count`` (Poisson) or ``duration`` (seconds, log-normal).
+        maturity: Time after the event until the value is final ("ripe").
+        weight: Weight in the value function (`conf/value`), unless that names its own.
+        gated: Whether the gate judges it, and whether the holdout waits for it to be ripe.
+        history: Whether history tokens carry it. A token becomes available when all its history actions are ripe.
+    """
+
+    expression: str
+    kind: str = "binary"
+    maturity: str = "0"
+    weight: float = 0.0
+    gated: bool = True
+    history: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of(self.kind, ACTION_KINDS, "data.actions.*.kind")
+        parse_duration(self.maturity, "data.actions.*.maturity")
+
+    @property
+    def maturity_ms(self) -> int:
+        return parse_duration(self.maturity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSpec:
+    """A feature column that is known at request time.
+
+    Attributes:
+        expression: Value; defaults to the column of the same name.
+        kind: ``categorical`` or ``numeric``.
+        transform: For numeric ones: ``log`` (signed log1p), ``logit`` (of a rate) or ``none``; then standardised.
+        minimum: Values below are masked (null), counted.
+        maximum: Values above are masked (null), counted.
+        criticality: ``required`` (a damaged feature refuses the day), ``important`` or ``optional`` (masked).
+        token: Whether history tokens carry it too (categorical only), say the surface on which an item was shown.
+    """
+
+    expression: str | None = None
+    kind: str = "categorical"
+    transform: str = "none"
+    minimum: float | None = None
+    maximum: float | None = None
+    criticality: str = "optional"
+    token: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of(self.kind, FEATURE_KINDS, "data.features.*.kind")
+        _one_of(self.transform, TRANSFORMS, "data.features.*.transform")
+        _one_of(self.criticality, CRITICALITIES, "data.features.*.criticality")
+        if self.token and self.kind != "categorical":
+            raise ConfigError("only a categorical feature can be carried by history tokens", where="data.features.*.token")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideTableSpec:
+    """A table joined by user or item.
+
+    Every side table says when a row became valid; one that does not is refused, because a table rebuilt later carries the
+    future (for example whole-month aggregates).
+
+    Attributes:
+        path: Parquet file below the data root.
+        entity: ``user`` or ``item``.
+        key: Column that holds the entity's id.
+        columns: Feature name -> column.
+        valid_from: Instant from which a row may be seen; several rows an entity make a history, joined as-of.
+        static: Promise that the table holds only facts that never change and were known before the first event.
+    """
+
+    path: str
+    entity: str
+    key: str
+    columns: dict[str, ColumnSpec]
+    valid_from: TimeSpec | None = None
+    static: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of(self.entity, ("user", "item"), "data.side_tables.*.entity")
+        if self.valid_from is None and not self.static:
+            raise ConfigError(
+                "a side table without validity time could carry the future into the past",
+                where=f"data.side_tables ({self.path})",
+                expected="valid_from (an instant per row), or static: true for facts that never change",
+                remedy="point valid_from at the column that says since when the row was known; never declare aggregates static",
+            )
+        if self.valid_from is not None and self.static:
+            raise ConfigError("a side table is static or has valid_from, not both", where=f"data.side_tables ({self.path})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorHistorySpec:
+    """A clockless history from before the log starts: ordered item ids per user, no times.
+
+    Attributes:
+        path: Parquet file below the data root.
+        key: User column.
+        sequence: List column with item ids in time order (oldest first).
+        actions: Action -> list column with the ids that had it; membership sets the token's action bit (unknown elsewhere).
+    """
+
+    path: str
+    key: str
+    sequence: str
+    actions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingSpec:
+    """How fresh histories are in production.
+
+    Attributes:
+        mode: ``realtime`` (an event is seen `delay` after it became available) or ``snapshot`` (at the first snapshot after).
+        delay: Pipeline delay.
+        period: Distance of snapshots, counted from midnight in the data's timezone.
+    """
+
+    mode: str = "realtime"
+    delay: str = "0"
+    period: str = "1d"
+
+    def __post_init__(self) -> None:
+        _one_of(self.mode, ("realtime", "snapshot"), "data.serving.mode")
+        if self.mode == "snapshot" and parse_duration(self.period, "data.serving.period") == 0:
+            raise ConfigError("snapshots need a period", where="data.serving.period", got=self.period)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativesSpec:
+    """Negatives for click-only logs, drawn by a declared sampler, with the event's user, time and context.
+
+    Attributes:
+        per_positive: Negatives drawn for each event.
+        sampler: ``recent_popularity`` (share of events in the trailing window) or ``uniform`` (items seen in the window).
+        window: How far back items count as candidates; only events known before the positive count.
+        rate: Sampling rate that turns the sampled odds into served odds; null when scores stay on the sampled scale.
+    """
+
+    per_positive: int = 4
+    sampler: str = "recent_popularity"
+    window: str = "1d"
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        _one_of(self.sampler, ("recent_popularity", "uniform"), "data.negatives.sampler")
+        if self.per_positive < 1:
+            raise ConfigError("negatives per positive must be at least 1", where="data.negatives.per_positive", got=self.per_positive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSpec:
+    """All roles of one log.
+
+    Attributes:
+        name: Name of the log, for reports.
+        root: Folder that holds everything.
+        spec: Path of the user's own specification, if it came from ``data.spec=``.
+        layout: Partitions and format.
+        timezone: IANA timezone of the business day.
+        user: Column with the user id.
+        item: Column with the item id.
+        event_time: When it happened.
+        request_time: When the slate was asked for; default: the event time.
+        known_at: When the row became visible to pipelines; default: the event time. Never before the event.
+        event_id: Column that identifies a delivery; default key of duplicates: (user, item, event time).
+        request: Optional column that groups a slate.
+        actions: Labels by name.
+        features: Columns known at request time, by feature name.
+        side_tables: Tables joined by user or item.
+        prior_history: Ordered ids from before the log.
+        serving: Freshness of histories in production.
+        negatives: Sampler for click-only logs.
+        logged_scores: Action -> column with production's score as logged.
+        carried: Output name -> column that is carried to examples for slices and analysis only, never a feature.
+        position: Optional column with the position in the slate (carried; a feature only if declared one).
+        serving_version: Optional column with the version that served the row (carried).
+        experiment_arm: Optional column with the arm of an experiment (carried).
+        exposure_probability: Optional column with the logging policy's propensity (carried).
+        negative_rate: Optional column with the rate at which this row survived down-sampling: weight 1/rate.
+    """
+
+    name: str
+    root: str
+    spec: str | None = None
+    version: int = LOG_SPEC_VERSION
+    layout: LayoutSpec = field(default_factory=LayoutSpec)
+    timezone: str = "UTC"
+    user: str
+    item: str
+    event_time: TimeSpec
+    request_time: TimeSpec | None = None
+    known_at: TimeSpec | None = None
+    event_id: str | None = None
+    request: str | None = None
+    actions: dict[str, ActionSpec]
+    features: dict[str, ColumnSpec] = field(default_factory=dict)
+    side_tables: dict[str, SideTableSpec] = field(default_factory=dict)
+    prior_history: PriorHistorySpec | None = None
+    serving: ServingSpec = field(default_factory=ServingSpec)
+    negatives: NegativesSpec | None = None
+    logged_scores: dict[str, str] = field(default_factory=dict)
+    carried: dict[str, str] = field(default_factory=dict)
+    position: str | None = None
+    serving_version: str | None = None
+    experiment_arm: str | None = None
+    exposure_probability: str | None = None
+    negative_rate: str | None = None
+
+    def __post_init__(self) -> None:
+        timezone(self.timezone)
+        if not self.actions:
+            raise ConfigError("a log needs at least one action", where="data.actions")
+        for action in self.logged_scores:
+            if action not in self.actions:
+                raise ConfigError(
+                    "logged score for an unknown action", where="data.logged_scores", got=action, remedy=nearest(action, self.actions)
+                )
+
+    @property
+    def gated_actions(self) -> list[str]:
+        return [name for name, action in self.actions.items() if action.gated]
+
+    @property
+    def history_actions(self) -> list[str]:
+        return [name for name, action in self.actions.items() if action.history]
+
+    @property
+    def history_maturity_ms(self) -> int:
+        """Time after an event until its history token is complete."""
+        return max((self.actions[name].maturity_ms for name in self.history_actions), default=0)

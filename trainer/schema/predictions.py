@@ -1,0 +1,30 @@
+"""`predictions.parquet`: what the gate judges, wherever it comes from.
+
+    user                     id; the unit of inference
+    request                  optional: slate; without it a slate is the user's day
+    item                     id
+    time                     request time, int64 ms or an Arrow timestamp
+    label_<action>           outcome; null = not ripe
+    production_<action>      production's score: a probability for binary actions, an expectation for the others
+    challenger_<action>      the challenger's
+    counting_<action>        optional: the baseline that only counts
+    continued_<action>       optional: production trained on the same new days, at a launch
+    value_production         value function of production's scores
+    value_challenger         value function of the challenger's
+    anything else            a slice column
+"""
+
+from __future__ import annotations
+
+PREDICTIONS_VERSION = 1
+
+KEYS = ("user", "request", "item", "time")
+LABEL = "label_"
+PRODUCTION = "production_"
+CHALLENGER = "challenger_"
+COUNTING = "counting_"
+CONTINUED = "continued_"
+VALUE_PRODUCTION = "value_production"
+VALUE_CHALLENGER = "value_challenger"
+SCORES = (PRODUCTION, CHALLENGER, COUNTING, CONTINUED)
+WEIGHT = "weight"

@@ -1,0 +1,49 @@
+"""Registry files: aliases, sealed releases, history.
+
+    root/<product>/versions/<id>/release.json      `ReleaseRecord`, written last; the folder is immutable from then on
+    root/<product>/versions/<id>/bundle/...        the model
+    root/<product>/versions/<id>/embeddings/...    its embeddings
+    root/<product>/versions/<id>/verdict.json      why
+    root/<product>/aliases.json                    `Aliases`, replaced atomically under a lock with compare-and-swap
+    root/<product>/history.jsonl                   one line per seal, promote, rollback, freeze, unfreeze, verdict
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+RELEASE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aliases:
+    """Where the pointers point.
+
+    Attributes:
+        production: Version that is live.
+        previous: Version that was live before: the target of a rollback.
+        reference: Frozen release that small losses are added up against.
+        frozen: Reason of a freeze; None when promotions are allowed.
+        revision: Grows by one with every change: the value that compare-and-swap compares.
+    """
+
+    version: int = RELEASE_VERSION
+    production: str | None = None
+    previous: str | None = None
+    reference: str | None = None
+    frozen: str | None = None
+    revision: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseRecord:
+    """A sealed release: every file with its hash, the verdict it got, and the run it came from."""
+
+    version: int = RELEASE_VERSION
+    id: str
+    as_of: str
+    verdict: str
+    parent: str | None
+    files: dict[str, str]
+    inputs_sha256: str
+    notes: dict[str, str] = field(default_factory=dict)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from trainer.errors import ConfigError, nearest
 from trainer.schema.features import FeatureSpec
 from trainer.schema.logs import LogSpec
@@ -354,7 +356,7 @@ class TrackingConfig:
 class RetrainConfig:
     """Everything the main job needs (`conf/retrain.yaml`)."""
 
-    as_of: str
+    as_of: str | None = None
     run_dir: str
     seed: int = 0
     data: LogSpec
@@ -377,7 +379,8 @@ class RetrainConfig:
     tracking: TrackingConfig
 
     def __post_init__(self) -> None:
-        parse_day(self.as_of)
+        if self.as_of is not None:
+            parse_day(self.as_of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -496,38 +499,52 @@ def _scalar(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def resolve_log_spec(values: dict[str, Any]) -> dict[str, Any]:
-    """Replaces the `data` and `features` groups by the user's own specification, if ``data.spec`` names one.
+def resolve_log_spec(values: dict[str, Any], overrides: dict[str, str] | None = None) -> dict[str, Any]:
+    """Replaces the groups that describe a log by the user's own specification, if ``data.spec`` names one.
 
     Args:
         values: The composed configuration as plain mappings.
+        overrides: Dotted overrides of the command line; those below `data`, `features` and `evaluation` are applied again.
 
     Returns:
-        A new mapping. `root` given on the command line wins over the one in the file. The file's optional block `counters`
-        declares point-in-time counters; without it they are derived (`features.auto`).
+        A new mapping. The file holds the fields of `LogSpec`; its optional blocks `counters` (point-in-time counters; without
+        it they are derived, `features.auto`) and `evaluation` replace the groups of a shipped log. A relative `root` is
+        taken from the file's folder; `data.root` on the command line wins.
 
     Raises:
         ConfigError: If the file is absent or is no YAML mapping.
     """
     data = values.get("data") or {}
-    path = data.get("spec")
-    if not path:
+    if not data.get("spec"):
         return values
-    import yaml
+    path = Path(data["spec"])
+    own = _read_mapping(path)
+    blocks = {"data": own, "evaluation": own.pop("evaluation", {})}
+    counters = own.pop("counters", None)
+    blocks["features"] = {"auto": True} if counters is None else {"counters": counters}
+    own["root"] = str(path.parent / own.get("root", "."))
+    own["spec"] = str(path)
+    for dotted, text in (overrides or {}).items():
+        group, *keys = dotted.split(".")
+        if group in blocks and dotted != "data.spec":
+            _assign(blocks[group], keys, yaml.safe_load(text))
+    return {key: blocks.get(key, value) for key, value in values.items()}
 
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        own = yaml.safe_load(Path(path).read_text())
+        own = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError("cannot read the log specification", where="data.spec", got=path, expected=str(error)) from error
     if not isinstance(own, dict):
         raise ConfigError("the log specification is not a mapping", where=path, got=type(own).__name__)
-    counters = own.pop("counters", None)
-    root = data.get("root")
-    own["root"] = root if root not in (None, "???") else own.get("root", str(Path(path).parent))
-    merged = {**values, "data": {**own, "spec": str(path)}}
-    if "features" in values:
-        merged["features"] = {"auto": True} if counters is None else {"counters": counters}
-    return merged
+    return own
+
+
+def _assign(target: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        target = target.setdefault(key, {})
+    target[keys[-1]] = value
 
 
 def as_plain(config: Any) -> Any:

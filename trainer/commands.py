@@ -1,0 +1,224 @@
+"""Entry points: one wrapper composes the configuration, runs a task, and turns errors into one message and an exit code.
+
+Hydra does composition, sweeps and launchers. Around it stand three things it does not do: unknown keys are refused before
+composition with the nearest valid key (exit 2); any declared key can be overridden, also one that a YAML file leaves at
+its default; a failing trial of a sweep returns NaN instead of ending the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainer.config import GateRunConfig, ReleaseRunConfig, RetrainConfig, ScanRunConfig, SimulateConfig, load, resolve_log_spec
+from trainer.errors import EXIT_DONE, EXIT_HOLD, EXIT_REJECT, EXIT_UNEXPECTED, ConfigError, RewarmError, Stopped, nearest
+
+Task = Callable[[Any], "tuple[int, float | None]"]
+
+_VERDICT_EXIT = {"PROMOTE": EXIT_DONE, "HOLD": EXIT_HOLD, "REJECT": EXIT_REJECT, None: EXIT_DONE}
+
+
+def retrain() -> None:
+    """Runs the main job: from event logs to a judged, released model."""
+
+    def task(config: RetrainConfig) -> tuple[int, float | None]:
+        from trainer.pipeline import retrain as run
+
+        summary = run(config)
+        return _VERDICT_EXIT[summary.verdict], summary.objective
+
+    _main("retrain", RetrainConfig, task)
+
+
+def train() -> None:
+    """Runs the main job up to the evaluation; the value of a sweep's trial is the evaluation metric."""
+
+    def task(config: RetrainConfig) -> tuple[int, float | None]:
+        from trainer.pipeline import train as run
+
+        return EXIT_DONE, run(config).objective
+
+    _main("retrain", RetrainConfig, task)
+
+
+def simulate() -> None:
+    """Writes a simulated log."""
+
+    def task(config: SimulateConfig) -> tuple[int, float | None]:
+        from trainer.simulate import run
+
+        run(config.simulation, Path(config.out))
+        return EXIT_DONE, None
+
+    _main("simulate", SimulateConfig, task)
+
+
+def scan() -> None:
+    """Judges a log directory; exit 3 when a day is refused."""
+
+    def task(config: ScanRunConfig) -> tuple[int, float | None]:
+        from trainer.scan import run
+
+        health = run(config)
+        refused = [day for day, state in health.days.items() if state.status == "refused"]
+        return (3 if refused else EXIT_DONE), None
+
+    _main("inspect", ScanRunConfig, task)
+
+
+def gate() -> None:
+    """Judges any predictions table."""
+
+    def task(config: GateRunConfig) -> tuple[int, float | None]:
+        from trainer.gate import run
+
+        return _VERDICT_EXIT[run(config).verdict], None
+
+    _main("judge", GateRunConfig, task)
+
+
+def release() -> None:
+    """Promotes, rolls back, freezes or shows a registry."""
+
+    def task(config: ReleaseRunConfig) -> tuple[int, float | None]:
+        from trainer.release import run
+
+        run(config)
+        return EXIT_DONE, None
+
+    _main("operate", ReleaseRunConfig, task)
+
+
+def _main(config_name: str, kind: type, task: Task) -> None:
+    """Composes, runs, reports, exits."""
+    _raise_on_signals()
+    code = EXIT_DONE
+    try:
+        arguments = _checked_arguments(sys.argv[1:], kind)
+        code = _compose_and_run(config_name, kind, task, arguments)
+    except RewarmError as error:
+        code = _report(error)
+    sys.exit(code)
+
+
+def _compose_and_run(config_name: str, kind: type, task: Task, arguments: list[str]) -> int:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    codes: list[int] = []
+
+    def job(composed: DictConfig) -> float | None:
+        in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        try:
+            values = OmegaConf.to_container(composed, resolve=False)
+            values = _with_run_dir(values, HydraConfig.get() if in_sweep else None)
+            values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+            config = load(kind, resolve_log_spec(typing.cast(dict[str, Any], values), _dotted(HydraConfig.get().overrides.task)))
+            code, value = task(config)
+        except RewarmError as error:
+            code, value = _report(error), None
+            if isinstance(error, Stopped):
+                raise
+        except OmegaConfBaseException as error:
+            code, value = _report(ConfigError("the configuration does not resolve", got=str(error).splitlines()[0])), None
+        except Exception:
+            if not in_sweep:
+                raise
+            import traceback
+
+            traceback.print_exc()
+            code, value = EXIT_UNEXPECTED, None
+        codes.append(code)
+        return math.nan if value is None and in_sweep else value
+
+    sys.argv[1:] = arguments
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach this wrapper instead of Hydra's own printing and exit(1)
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://trainer.conf", config_name=config_name)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError("the configuration does not compose", got=" ".join(str(error).split())) from error
+    return EXIT_DONE if len(codes) != 1 else codes[0]
+
+
+def _with_run_dir(values: Any, sweep: Any) -> Any:
+    """In a sweep every trial gets a folder of its own, unless the user spread `run_dir` over the trials himself."""
+    if sweep is None or "run_dir" not in values or any(item.startswith(("run_dir=", "++run_dir=")) for item in sweep.overrides.task):
+        return values
+    return {**values, "run_dir": sweep.runtime.output_dir}
+
+
+def _dotted(overrides: Any) -> dict[str, str]:
+    """Returns the dotted overrides of the command line, without Hydra's prefixes."""
+    pairs = (item.lstrip("+~").split("=", 1) for item in overrides if "=" in item)
+    return {key: value for key, value in pairs if "." in key}
+
+
+def _checked_arguments(arguments: list[str], kind: type) -> list[str]:
+    """Refuses unknown keys, and prefixes known dotted ones so that Hydra adds keys a YAML file leaves out.
+
+    Raises:
+        ConfigError: On a key that no field of `kind` declares.
+    """
+    return [_checked_argument(argument, kind) for argument in arguments]
+
+
+def _checked_argument(argument: str, kind: type) -> str:
+    if argument.startswith("-") or "=" not in argument:
+        return argument
+    key, value = argument.split("=", 1)
+    bare = key.lstrip("+~")
+    if bare.startswith("hydra") or bare == "experiment" or bare.split("@", 1)[0] == "experiment":
+        return argument
+    _check_key(bare.split("."), kind, bare)
+    return f"++{bare}={value}" if "." in bare and not key.startswith("~") else argument
+
+
+def _check_key(parts: list[str], kind: Any, whole: str) -> None:
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if parts[0] not in fields:
+        prefix = whole[: len(whole) - len(".".join(parts))]
+        raise ConfigError("unknown key", where="command line", got=whole, remedy=nearest(parts[0], fields) + (f" (below {prefix[:-1]})" if prefix else ""))
+    hint = typing.get_type_hints(kind)[parts[0]]
+    candidates = [hint, *typing.get_args(hint)]
+    if len(parts) == 1:
+        return
+    if typing.get_origin(hint) is dict:
+        value = typing.get_args(hint)[1]
+        if dataclasses.is_dataclass(value) and len(parts) > 2:
+            _check_key(parts[2:], value, whole)
+        return
+    nested = next((candidate for candidate in candidates if dataclasses.is_dataclass(candidate)), None)
+    if nested is None:
+        mapping = next((candidate for candidate in candidates if typing.get_origin(candidate) is dict), None)
+        if mapping is None:
+            raise ConfigError("this key has no keys below it", where="command line", got=whole, remedy=f"set {parts[0]} itself")
+        return
+    _check_key(parts[1:], nested, whole)
+
+
+def _report(error: RewarmError) -> int:
+    print(f"rewarm: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def _raise_on_signals() -> None:
+    """SIGTERM and SIGINT end the run with exit code 75; its artefacts stay, and the same command goes on from them."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(
+            f"stopped by {signal.Signals(number).name}", remedy="start the same command again with the same run_dir: finished stages are kept"
+        )
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)

@@ -283,12 +283,21 @@ class ExportConfig:
         entities: ``user`` and/or ``item``.
         wide: Whether a view with one float32 column a dimension is written beside the vector column.
         shard_rows: Rows a shard.
+        min_coverage: Smallest share of the holdout's rows whose entity must have a vector; below it the export is refused.
+        max_zero_share: Largest share of all-zero vectors; above it the export is refused.
     """
 
     enabled: bool = True
     entities: list[str] = field(default_factory=lambda: ["user", "item"])
     wide: bool = True
     shard_rows: int = 200_000
+    min_coverage: float = 0.2
+    max_zero_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        _positive("export.shard_rows", self.shard_rows)
+        for entity in self.entities:
+            _choice("export.entities", entity, ("user", "item"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +311,7 @@ class DownstreamConfig:
         leaves: Leaves a tree.
         learning_rate: Shrinkage.
         max_rows: Training rows at most (the newest).
+        threads: Threads of the library; fixed, so that a report does not depend on the machine.
     """
 
     enabled: bool = True
@@ -310,6 +320,13 @@ class DownstreamConfig:
     leaves: int = 31
     learning_rate: float = 0.05
     max_rows: int = 2_000_000
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("trees", "learning_rate", "max_rows", "threads"):
+            _positive(f"downstream.{name}", getattr(self, name))
+        if self.leaves < 2:
+            raise ConfigError("a tree needs two leaves", where="downstream.leaves", got=self.leaves)
 
 
 @dataclass(frozen=True, kw_only=True)

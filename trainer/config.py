@@ -562,15 +562,3 @@ def _assign(target: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         target = target.setdefault(key, {})
     target[keys[-1]] = value
-
-
-def as_plain(config: Any) -> Any:
-    """Returns a dataclass as plain mappings and lists, ready for YAML or JSON; keys keep their declared order."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: as_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, dict):
-        return {key: as_plain(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [as_plain(value) for value in config]
-    return config
-

@@ -124,7 +124,7 @@ class GatePolicy:
         for share in self.quantiles:
             _within("gate.quantiles", share, 0.0, 1.0)
         if self.prove_within < 1:
-            raise ConfigError("a pass cannot demand more than the margin", where="gate.prove_within", got=self.prove_within, expected=">= 1")
+            raise ConfigError("a pass demands at most the margin", where="gate.prove_within", got=self.prove_within, expected="1 or more")
         if self.calibration_slack < 0 or not 0 <= self.untestable_share <= 1:
             raise ConfigError(
                 "out of range", where="gate.calibration_slack, gate.untestable_share",

@@ -5,7 +5,8 @@
     root/<product>/versions/<id>/embeddings/...    its embeddings
     root/<product>/versions/<id>/verdict.json      why
     root/<product>/aliases.json                    `Aliases`, replaced atomically under a lock with compare-and-swap
-    root/<product>/history.jsonl                   one line per seal, promote, rollback, freeze, unfreeze, verdict
+    root/<product>/history.jsonl                   `HistoryEntry` a line: one per seal, promote, rollback, freeze, unfreeze, verdict
+    root/<product>/registry.lock                   held by whoever writes; empty
 """
 
 from __future__ import annotations
@@ -13,6 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 RELEASE_VERSION = 1
+
+VERSIONS = "versions"
+RECORD = "release.json"
+VERDICT = "verdict.json"
+ALIASES = "aliases.json"
+HISTORY = "history.jsonl"
+LOCK = "registry.lock"
+
+EVENTS = ("seal", "promote", "rollback", "freeze", "unfreeze", "verdict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,4 +56,32 @@ class ReleaseRecord:
     parent: str | None
     files: dict[str, str]
     inputs_sha256: str
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryEntry:
+    """One line of the history.
+
+    Attributes:
+        at: When, UTC, ISO 8601.
+        event: One of `EVENTS`.
+        revision: Revision of the aliases that the event made; None where the aliases did not change. The line is written before
+            the aliases are, so a last line whose revision was never reached tells of something that did not happen.
+        release: Version that the event is about.
+        as_of: Cut-off day of the judged run.
+        verdict: PROMOTE, HOLD or REJECT.
+        reason: Why, in the words of whoever did it.
+        inputs_sha256: Hash of everything the judged run depended on: the same hash need not be judged again.
+        notes: Anything else worth keeping.
+    """
+
+    at: str
+    event: str
+    revision: int | None = None
+    release: str | None = None
+    as_of: str | None = None
+    verdict: str | None = None
+    reason: str | None = None
+    inputs_sha256: str | None = None
     notes: dict[str, str] = field(default_factory=dict)

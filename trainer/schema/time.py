@@ -72,8 +72,8 @@ def day_start_ms(day: str, zone: str) -> int:
 
 
 def day_end_ms(day: str, zone: str) -> int:
-    """Returns the last millisecond of business day `day`: the knowledge cut-off of ``as_of=day``."""
-    return day_start_ms(add_days(day, 1), zone) - 1
+    """Returns the instant at which business day `day` ends: known at or before it is known as of that day."""
+    return day_start_ms(add_days(day, 1), zone)
 
 
 def add_days(day: str, count: int) -> str:

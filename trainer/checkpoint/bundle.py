@@ -1,0 +1,170 @@
+"""Reads and writes bundles (`trainer.schema.bundle`)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import models
+from models.ranker import RankerShape
+from trainer.errors import CheckpointError
+from trainer.schema.bundle import BUNDLE_VERSION, MANIFEST, OPTIMIZER, SERVING, TRANSFER, TRUNK, BundleManifest
+from trainer.schema.hashing import sha256_file, sha256_json
+from trainer.schema.plain import as_plain, from_plain
+from trainer.schema.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it is.
+        vocabularies: Rows of its tables, by id.
+        sha256: Hash of the manifest, which holds the hashes of all other files: the identity of the bundle.
+    """
+
+    path: Path
+    manifest: BundleManifest
+    vocabularies: dict[str, Vocabulary]
+    sha256: str
+
+    @property
+    def shape(self) -> RankerShape:
+        return from_plain(RankerShape, self.manifest.shape)
+
+    def tensors(self, name: str = TRUNK) -> dict[str, Tensor]:
+        """Reads the tensors of one file (`TRUNK`, `SERVING` or `OPTIMIZER`).
+
+        Raises:
+            CheckpointError: If the file is damaged or holds a value that is not finite; the tensor is named.
+        """
+        return read_tensors(self.path / name)
+
+
+def write_bundle(
+    path: Path,
+    manifest: BundleManifest,
+    *,
+    trunk: dict[str, Tensor],
+    serving: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+    vocabularies: dict[str, Vocabulary],
+    transfer: dict[str, Any] | None = None,
+) -> Bundle:
+    """Writes a bundle; the manifest comes last, so that a folder without it is no bundle.
+
+    Args:
+        path: New folder.
+        manifest: Everything but `files`, which is filled in here.
+        trunk: Weights for the next warm start.
+        serving: Weights that are served.
+        optimizer: Moments by ``<parameter>/<moment>``.
+        vocabularies: Vocabulary name -> vocabulary.
+        transfer: Transfer report of a warm start.
+
+    Returns:
+        The bundle as read back.
+
+    Raises:
+        CheckpointError: If a weight is not finite: such a bundle must never become a parent.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    (path / MANIFEST).unlink(missing_ok=True)
+    for name, tensors in ((TRUNK, trunk), (SERVING, serving), (OPTIMIZER, optimizer)):
+        _check_finite(tensors, path / name)
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(tensors.items())}, path / name)
+    for name, vocabulary in vocabularies.items():
+        vocabulary.write(path / "vocab" / f"{name}.parquet")
+    if transfer is not None:
+        (path / TRANSFER).write_text(json.dumps(transfer, indent=1))
+    files = {str(file.relative_to(path)): sha256_file(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    (path / MANIFEST).write_text(json.dumps(as_plain(replace(manifest, files=files)), indent=1))
+    return read_bundle(path)
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Reads and verifies a bundle; tensors are read later, by file.
+
+    Raises:
+        CheckpointError: If a file is missing, altered or of another version. The file is named.
+    """
+    try:
+        values = json.loads((path / MANIFEST).read_text())
+        manifest = from_plain(BundleManifest, values)
+    except FileNotFoundError as error:
+        raise CheckpointError("no bundle here", where=path, expected=f"a folder with {MANIFEST}") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError("cannot read a bundle's manifest", where=path / MANIFEST, got=str(error)) from error
+    if manifest.version != BUNDLE_VERSION:
+        raise CheckpointError("bundle of another version", where=path, got=manifest.version, expected=BUNDLE_VERSION)
+    for name, expected in manifest.files.items():
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()) or not file.is_file():
+            raise CheckpointError("a bundle's file is missing", where=file, remedy="restore the release, or roll back to another one")
+        if (got := sha256_file(file)) != expected:
+            raise CheckpointError("a bundle's file was altered or damaged", where=file, got=got, expected=expected,
+                                  remedy="restore the file, or roll back to another release")
+    vocabularies = {file.stem: Vocabulary.read(file) for file in sorted((path / "vocab").glob("*.parquet"))}
+    return Bundle(path, manifest, vocabularies, sha256_json(values))
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file and checks that every value is finite.
+
+    Raises:
+        CheckpointError: Naming the file, and the tensor where one is at fault.
+    """
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError("cannot read tensors", where=file, got=str(error)) from error
+    _check_finite(tensors, file)
+    return tensors
+
+
+def build_ranker(bundle: Bundle, weights: str = SERVING) -> nn.Module:
+    """Builds the ranker of a bundle with its weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: If tensors do not fit the shape that the manifest declares.
+    """
+    try:
+        ranker = models.build(bundle.shape)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError("the manifest's shape is no ranker's", where=bundle.path / MANIFEST, got=str(error)) from error
+    load_strictly(ranker, bundle.tensors(weights), bundle.path / weights)
+    return ranker.eval()
+
+
+def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: Path | str) -> None:
+    """Loads tensors by name; every tensor of both sides must match in name and shape.
+
+    Raises:
+        CheckpointError: Naming the first tensor that does not match.
+    """
+    wanted = module.state_dict()
+    for name in sorted(set(wanted) | set(tensors)):
+        if name not in tensors or name not in wanted:
+            side = "missing in the file" if name not in tensors else "unknown to the ranker"
+            raise CheckpointError(f"a tensor is {side}", where=f"{where}: {name}")
+        if wanted[name].shape != tensors[name].shape:
+            raise CheckpointError("a tensor has another shape", where=f"{where}: {name}", got=tuple(tensors[name].shape),
+                                  expected=tuple(wanted[name].shape))
+    module.load_state_dict(tensors)
+
+
+def _check_finite(tensors: dict[str, Tensor], file: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError("a tensor holds values that are not finite", where=f"{file}: {name}", got=f"{bad} of {tensor.numel()}",
+                                  remedy="never start from these weights; take the previous release")

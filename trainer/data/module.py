@@ -1,0 +1,84 @@
+"""The Lightning data module: plays a batch plan from a cursor, so that resume neither loses nor repeats a batch.
+
+Lightning's own resume of loaders loses or repeats batches in several configurations. The cursor is the number of steps
+whose optimizer step is done; it is part of the data module's state, which Lightning restores before it builds a loader, and
+the loader simply starts there. There is no shuffle buffer and nothing is dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from models.batch import Batch
+from trainer.data.batches import take
+from trainer.data.plan import BatchPlan, PlannedBatch
+from trainer.data.shards import ShardStore
+
+
+class PlannedBatches(Dataset):
+    """Batches of one rank from a cursor on: item i is step ``start + i``."""
+
+    def __init__(self, store: ShardStore, batches: list[PlannedBatch], start: int) -> None:
+        self.store = store
+        self.batches = batches
+        self.start = start
+
+    def __len__(self) -> int:
+        return len(self.batches) - self.start
+
+    def __getitem__(self, index: int) -> Batch:
+        planned = self.batches[self.start + index]
+        return take(self.store.read(planned.key), planned.units_B)
+
+
+def _identity(item: Batch) -> Batch:
+    return item
+
+
+class BatchModule(L.LightningDataModule):
+    """Loads the batches of a plan.
+
+    Attributes:
+        store: Encoded shards.
+        plan: All steps of the run.
+        workers: Loader processes.
+        cursor: Steps already trained.
+    """
+
+    def __init__(self, store: ShardStore, plan: BatchPlan, workers: int = 0) -> None:
+        super().__init__()
+        self.store = store
+        self.plan = plan
+        self.workers = workers
+        self.cursor = 0
+
+    def train_dataloader(self) -> DataLoader:
+        """Returns the loader of this rank's remaining batches."""
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        remaining = PlannedBatches(self.store, self.plan.of_rank(rank), self.cursor)
+        return DataLoader(
+            remaining, batch_size=None, num_workers=self.workers, collate_fn=_identity, persistent_workers=False,
+            prefetch_factor=4 if self.workers else None,
+        )
+
+    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+        """Moves a batch; pinned memory makes the copy asynchronous."""
+        return batch.to(device, non_blocking=True)
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the cursor and the plan's length, by which a resume checks that it plays the same plan."""
+        return {"cursor": self.cursor, "steps": self.plan.steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restores the cursor."""
+        if state["steps"] != self.plan.steps:
+            from trainer.errors import TrainingError
+
+            raise TrainingError(
+                "cannot resume: the batch plan changed", got=f"{self.plan.steps} steps", expected=f"{state['steps']} steps",
+                remedy="start in a new run_dir",
+            )
+        self.cursor = state["cursor"]

@@ -1,0 +1,179 @@
+"""The batch plan: which user-days make up which step, fixed before training starts.
+
+Everything that resume and accounting need follows from it: a step is a position in the plan, every unit of a pass is in
+exactly one batch, and two runs with the same seed, shards and ranks have the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.data.shards import ShardKey
+
+# Units are shuffled, then sorted by length inside windows of so many batches: padding stays small, order stays random.
+WINDOW_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """Units of one shard that make up one rank's batch of one step.
+
+    Attributes:
+        key: Shard.
+        units_B: Unit numbers, ascending.
+        new: Whether the targets are new (false: replayed).
+    """
+
+    key: ShardKey
+    units_B: np.ndarray
+    new: bool = True
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Batches in training order.
+
+    Attributes:
+        batches: One entry a (step, rank): step s of rank r is ``batches[s * ranks + r]``.
+        ranks: Ranks that share every step.
+    """
+
+    batches: list[PlannedBatch]
+    ranks: int = 1
+
+    @property
+    def steps(self) -> int:
+        return len(self.batches) // self.ranks
+
+    def of_rank(self, rank: int) -> list[PlannedBatch]:
+        """Returns the batches of one rank, a step each."""
+        return self.batches[rank :: self.ranks]
+
+
+def plan_batches(
+    keys: Sequence[ShardKey],
+    lengths: Callable[[ShardKey], tuple[np.ndarray, np.ndarray]],
+    *,
+    batch_targets: int,
+    batch_tokens: int,
+    passes: int,
+    seed: int,
+    ranks: int = 1,
+    replay: Sequence[ShardKey] = (),
+    replay_share: float = 0.0,
+) -> BatchPlan:
+    """Plans every step of a run.
+
+    Args:
+        keys: Shards with new targets.
+        lengths: Shard -> tokens and targets of each unit.
+        batch_targets: Targets a batch aims at.
+        batch_tokens: Tokens a batch may hold; a single longer unit makes a batch of its own.
+        passes: Passes over the new targets; within a pass every unit is used exactly once.
+        seed: Seed of all shuffles.
+        ranks: Ranks; the number of batches is made divisible by halving the largest ones.
+        replay: Shards that production has already trained on.
+        replay_share: Share of all targets that come from `replay`.
+
+    Returns:
+        The plan. Replayed batches are spread evenly among the new ones.
+    """
+    new: list[PlannedBatch] = []
+    for number in range(passes):
+        rng = np.random.default_rng([seed, number])
+        one_pass: list[PlannedBatch] = []
+        for index in rng.permutation(len(keys)):
+            tokens_U, targets_U = lengths(keys[index])
+            one_pass += [PlannedBatch(keys[index], units) for units in cut(tokens_U, targets_U, batch_targets, batch_tokens, rng)]
+        new += [one_pass[index] for index in _interleave(one_pass, rng)]
+    replayed = _replayed(new, replay, lengths, replay_share, batch_targets, batch_tokens, np.random.default_rng([seed, passes]))
+    return BatchPlan(_divisible(_spread(new, replayed), ranks), ranks)
+
+
+def cut(
+    tokens_U: np.ndarray, targets_U: np.ndarray, batch_targets: int, batch_tokens: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Cuts the units of one shard into batches under both budgets.
+
+    Returns:
+        Unit numbers of each batch, ascending within a batch, batches in random order.
+    """
+    order_U = rng.permutation(len(tokens_U))
+    mean_targets = max(float(targets_U.mean()), 1.0) if len(targets_U) else 1.0
+    window = max(int(WINDOW_BATCHES * batch_targets / mean_targets), 1)
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order_U), window):
+        block = order_U[start : start + window]
+        batches += _greedy(block[np.argsort(tokens_U[block], kind="stable")], tokens_U, targets_U, batch_targets, batch_tokens)
+    return [np.sort(batches[index]) for index in rng.permutation(len(batches))]
+
+
+def _greedy(
+    block: np.ndarray, tokens_U: np.ndarray, targets_U: np.ndarray, batch_targets: int, batch_tokens: int
+) -> list[np.ndarray]:
+    batches, start, tokens, targets = [], 0, 0, 0
+    for index, unit in enumerate(block.tolist()):
+        full = targets >= batch_targets or tokens + tokens_U[unit] > batch_tokens
+        if full and index > start:
+            batches.append(block[start:index])
+            start, tokens, targets = index, 0, 0
+        tokens += int(tokens_U[unit]) + 1  # each sequence has a BOS state
+        targets += int(targets_U[unit])
+    return [*batches, block[start:]] if start < len(block) else batches
+
+
+def _interleave(batches: list[PlannedBatch], rng: np.random.Generator) -> np.ndarray:
+    """Mixes the batches of neighbouring shards, so that consecutive steps do not all come from one day.
+
+    Shards stay close to their turn (a reader needs few at a time): each batch moves by at most about four shards.
+    """
+    shard_of: dict[ShardKey, int] = {}
+    turn = np.array([shard_of.setdefault(batch.key, len(shard_of)) for batch in batches], np.float64)
+    return np.argsort(turn + rng.uniform(0, 4, len(batches)), kind="stable") if len(batches) else np.zeros(0, np.int64)
+
+
+def _replayed(
+    new: list[PlannedBatch],
+    replay: Sequence[ShardKey],
+    lengths: Callable[[ShardKey], tuple[np.ndarray, np.ndarray]],
+    share: float,
+    batch_targets: int,
+    batch_tokens: int,
+    rng: np.random.Generator,
+) -> list[PlannedBatch]:
+    """Draws replayed batches at random until they make up `share` of all batches."""
+    wanted = round(len(new) * share / (1 - share)) if share > 0 else 0
+    batches: list[PlannedBatch] = []
+    while wanted and replay and len(batches) < wanted:
+        key = replay[int(rng.integers(len(replay)))]
+        tokens_U, targets_U = lengths(key)
+        batches += [PlannedBatch(key, units, new=False) for units in cut(tokens_U, targets_U, batch_targets, batch_tokens, rng)][:4]
+    return batches[:wanted]
+
+
+def _spread(new: list[PlannedBatch], replayed: list[PlannedBatch]) -> list[PlannedBatch]:
+    if not replayed:
+        return new
+    position = np.concatenate([np.arange(len(new)) + 0.5, (np.arange(len(replayed)) + 0.5) * len(new) / len(replayed)])
+    both = [*new, *replayed]
+    return [both[index] for index in np.argsort(position, kind="stable")]
+
+
+def _divisible(batches: list[PlannedBatch], ranks: int) -> list[PlannedBatch]:
+    """Halves batches from the end until every rank has one at every step; single units are followed by empty batches."""
+    batches = list(batches)
+    index = len(batches) - 1
+    while len(batches) % ranks and index >= 0:
+        batch = batches[index]
+        if len(batch.units_B) > 1:
+            half = len(batch.units_B) // 2
+            parts = (batch.units_B[:half], batch.units_B[half:])
+            batches[index : index + 1] = [PlannedBatch(batch.key, part, batch.new) for part in parts]
+        else:
+            index -= 1
+    while len(batches) % ranks:
+        batches.append(PlannedBatch(batches[-1].key, np.zeros(0, np.int64)))
+    return batches

@@ -1,0 +1,86 @@
+"""Scores examples with a bundle: the one place where a ranker meets an examples partition outside training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from models.batch import Batch
+from models.losses import expectations
+from trainer.checkpoint import Bundle, build_ranker
+from trainer.data import Encoder, take
+from trainer.data.encode import Shard
+from trainer.data.plan import cut
+from trainer.schema.bundle import SERVING
+
+_TARGETS, _TOKENS = 8192, 65536
+
+
+@dataclass(frozen=True)
+class ScoredPartition:
+    """Scores of one partition, in the order of its examples.
+
+    Attributes:
+        score_N: Action -> float64 [N]: probability (binary) or expectation (count, seconds).
+        dot_N: float32 [N]: product of the user's and the item's vector.
+    """
+
+    score_N: dict[str, np.ndarray]
+    dot_N: np.ndarray
+
+
+class RankerScorer:
+    """A bundle that scores.
+
+    Attributes:
+        bundle: The verified bundle.
+        ranker: Its ranker in evaluation mode.
+        encoder: Turns examples into its inputs.
+        device: Where it runs.
+    """
+
+    def __init__(self, bundle: Bundle, weights: str = SERVING, device: str = "cpu") -> None:
+        self.bundle = bundle
+        self.ranker: nn.Module = build_ranker(bundle, weights).to(device)
+        self.encoder = Encoder(bundle.manifest.inputs, bundle.vocabularies)
+        self.device = device
+
+    def score(self, examples: pa.Table, tail: pa.Table, known_until_ms: int) -> ScoredPartition:
+        """Scores every row of a partition.
+
+        Args:
+            examples: Rows as `trainer.schema.examples` lays them out.
+            tail: History tokens from before the day.
+            known_until_ms: Knowledge cut-off (only labels depend on it).
+
+        Returns:
+            One score a row and action.
+        """
+        shard = self.encoder.encode(examples, tail, known_until_ms)
+        actions = self.ranker.shape.actions
+        scores = {action.name: np.full(len(examples), np.nan) for action in actions}
+        dot_N = np.full(len(examples), np.nan, np.float32)
+        for batch in batches_of(shard):
+            on_device = batch.to(self.device)
+            with torch.inference_mode():
+                output_NO = self.ranker(on_device).output_NO
+                expected_NA = expectations(output_NO.float(), actions).double().cpu().numpy()
+                users_ND = self.ranker.user_vectors(on_device)
+                items_ND = self.ranker.item_vectors(on_device.target_item_N, on_device.target_item_features_NI)
+            row_N = batch.row_N.numpy()
+            dot_N[row_N] = (users_ND * items_ND).sum(-1).float().cpu().numpy()
+            for index, action in enumerate(actions):
+                scores[action.name][row_N] = expected_NA[:, index]
+        return ScoredPartition(scores, dot_N)
+
+
+def batches_of(shard: Shard) -> Iterator[Batch]:
+    """Yields all units of a shard once, in batches of similar lengths; the order has no meaning."""
+    tokens_U, targets_U = np.diff(shard.token_offsets_U1), np.diff(shard.target_offsets_U1)
+    for units_B in cut(tokens_U, targets_U, _TARGETS, _TOKENS, np.random.default_rng(0)):
+        yield take(shard, units_B)

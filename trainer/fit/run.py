@@ -1,0 +1,192 @@
+"""Runs training: builds the Trainer, resumes where a killed run stopped, returns weights and moments by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.strategies import DDPStrategy
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer.config import FitConfig, OptimizerConfig, ScheduleConfig
+from trainer.data import BatchModule, BatchPlan, ShardStore
+from trainer.fit.schedule import schedule_of
+from trainer.fit.task import RankingTask, StepLog
+
+_RESUME = "resume.ckpt"
+_MOMENTS = "moments.safetensors"
+_STEPS = "steps.jsonl"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training left behind.
+
+    Attributes:
+        trunk: Weights at the end, by name.
+        serving: Averaged weights, by name (the trunk's when averaging is off).
+        optimizer: Moments by ``<parameter>/<moment>``.
+        steps: Optimizer steps of this run.
+        skipped: Steps skipped as non-finite.
+        log: One entry a step, of rank 0.
+        seconds: Wall time of the loop.
+        device: Where it ran.
+    """
+
+    trunk: dict[str, Tensor]
+    serving: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    steps: int
+    skipped: int
+    log: list[StepLog]
+    seconds: float
+    device: str
+
+
+class CursorAndCheckpoint(Callback):
+    """Moves the data cursor after every optimizer step, and saves a resumable checkpoint every so many steps."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder = folder
+        self.every = every
+
+    def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Counts the batch as trained; nothing is counted before its step is done."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        data.cursor += 1
+        if data.cursor % self.every == 0 and data.cursor < data.plan.steps:
+            temporary = self.folder / f".{_RESUME}.tmp"
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                temporary.replace(self.folder / _RESUME)
+
+    def on_train_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Saves the optimizer's moments by parameter name: spawned ranks cannot hand them back otherwise."""
+        if trainer.is_global_zero:
+            save_file(_named_moments(task), self.folder / _MOMENTS)
+
+
+def fit(
+    ranker: nn.Module,
+    store: ShardStore,
+    plan: BatchPlan,
+    *,
+    action_weights: Tensor,
+    optimizer: OptimizerConfig,
+    schedule: ScheduleConfig,
+    config: FitConfig,
+    seed: int,
+    warm: bool,
+    folder: Path,
+    moments: dict[str, dict[str, Tensor]] | None = None,
+    logger: Any = None,
+) -> FitResult:
+    """Trains `ranker` on every batch of `plan`, once.
+
+    Args:
+        ranker: Initial weights; trained in place.
+        store: Encoded shards.
+        plan: Batches of all steps.
+        action_weights: float32 [A], weight of each action's loss.
+        optimizer: Optimizer settings.
+        schedule: Learning-rate settings.
+        config: Device, precision, cadence.
+        seed: Seed of dropout.
+        warm: Whether the weights come from production (re-warm instead of warm-up).
+        folder: Folder for the resumable checkpoint; a checkpoint found there is resumed from.
+        moments: Carried optimizer moments: parameter -> {exp_avg, exp_avg_sq, step}.
+        logger: Lightning logger or None.
+
+    Returns:
+        Weights, moments and the log of the run.
+
+    Raises:
+        TrainingError: If training diverges, or a checkpoint belongs to another plan.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    task = RankingTask(
+        ranker,
+        action_weights=action_weights,
+        optimizer=optimizer,
+        schedule=schedule_of(schedule, plan.steps, warm),
+        ema_decay=config.ema_decay,
+        seed=seed,
+        max_skipped_steps=config.max_skipped_steps,
+        initial_moments=moments,
+        log_file=folder / _STEPS,
+    )
+    data = BatchModule(store, plan, config.workers)
+    trainer = _trainer(config, folder, plan.steps, logger)
+    resume = folder / _RESUME
+    if not resume.exists():
+        (folder / _STEPS).unlink(missing_ok=True)
+    begin = time.perf_counter()
+    trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
+    seconds = time.perf_counter() - begin
+    resume.unlink(missing_ok=True)
+    averaged = task.average if task.average is not None else task.ranker
+    return FitResult(
+        trunk={name: tensor.detach().cpu() for name, tensor in task.ranker.state_dict().items()},
+        serving={name: tensor.detach().cpu() for name, tensor in averaged.state_dict().items()},
+        optimizer=load_file(folder / _MOMENTS),
+        steps=plan.steps,
+        skipped=int(task.skipped),
+        log=_read_steps(folder / _STEPS),
+        seconds=seconds,
+        device=str(trainer.strategy.root_device),
+    )
+
+
+def _trainer(config: FitConfig, folder: Path, steps: int, logger: Any) -> L.Trainer:
+    device = config.device
+    if device == "auto":
+        device = "gpu" if torch.cuda.is_available() else "cpu"
+    on_gpu = device == "gpu" or (device == "ddp" and torch.cuda.is_available())
+    callbacks: list[Callback] = [CursorAndCheckpoint(folder, config.checkpoint_steps)]
+    if config.progress and os.isatty(2):
+        callbacks.append(RichProgressBar())
+    return L.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=config.devices if device == "ddp" else 1,
+        strategy=DDPStrategy(start_method="spawn", process_group_backend="nccl" if on_gpu else "gloo") if device == "ddp" else "auto",
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        max_epochs=1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=config.progress and os.isatty(2),
+        callbacks=callbacks,
+        logger=logger or False,
+        log_every_n_steps=10,
+        deterministic=config.deterministic,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+
+
+def _read_steps(file: Path) -> list[StepLog]:
+    """Reads the step log; steps that a killed run made after its last checkpoint were made again, the last entry counts."""
+    entries = (StepLog(**json.loads(line)) for line in file.read_text().splitlines())
+    return sorted({entry.step: entry for entry in entries}.values(), key=lambda entry: entry.step)
+
+
+def _named_moments(task: L.LightningModule) -> dict[str, Tensor]:
+    optimizer = task.optimizers()
+    state = optimizer.optimizer.state if hasattr(optimizer, "optimizer") else optimizer.state
+    named: dict[str, Tensor] = {}
+    for name, parameter in task.ranker.named_parameters():  # type: ignore[union-attr]
+        for key, value in state.get(parameter, {}).items():
+            tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
+            named[f"{name}/{key}"] = tensor.detach().cpu().float().contiguous()
+    return named

@@ -1,0 +1,38 @@
+"""The learning-rate schedule of a run: linear (re-)warm-up, constant trunk, optional linear anneal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.config import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Factor on the learning rate at each step.
+
+    Attributes:
+        steps: Steps of the run.
+        warmup: Steps of the linear warm-up.
+        anneal: Last steps, over which the factor falls linearly.
+        anneal_to: Factor of the last step.
+    """
+
+    steps: int
+    warmup: int
+    anneal: int
+    anneal_to: float
+
+    def factor(self, step: int) -> float:
+        """Returns the factor at `step` (from 0)."""
+        rise = min(1.0, (step + 1) / max(self.warmup, 1))
+        left = self.steps - 1 - step
+        if self.anneal and left < self.anneal:
+            return rise * (self.anneal_to + (1 - self.anneal_to) * left / self.anneal)
+        return rise
+
+
+def schedule_of(config: ScheduleConfig, steps: int, warm: bool) -> Schedule:
+    """Returns the schedule of a run with `steps` steps; a warm start re-warms, because carried moments meet new data."""
+    warmup = config.rewarm_steps if warm else config.warmup_steps
+    return Schedule(steps, min(warmup, max(steps // 4, 1)), int(steps * config.anneal_share), config.anneal_to)

@@ -1,0 +1,32 @@
+"""Metrics with user-clustered uncertainty; numpy only, shared by evaluate and the gate."""
+
+from trainer.metrics.action import ActionMetrics, Value, evaluate_action
+from trainer.metrics.calibration import ecce, ece
+from trainer.metrics.loss import absolute_error, loss, normalised_loss, ratio, row_loss
+from trainer.metrics.ranking import auc, gauc, ndcg, rank_correlation
+from trainer.metrics.rows import Estimate, Rows, Spread, arrange, interval, mean, quotient, spread
+
+__all__ = [
+    "ActionMetrics",
+    "Estimate",
+    "Rows",
+    "Spread",
+    "Value",
+    "absolute_error",
+    "arrange",
+    "auc",
+    "ecce",
+    "ece",
+    "evaluate_action",
+    "gauc",
+    "interval",
+    "loss",
+    "mean",
+    "ndcg",
+    "normalised_loss",
+    "quotient",
+    "rank_correlation",
+    "ratio",
+    "row_loss",
+    "spread",
+]

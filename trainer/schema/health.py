@@ -13,6 +13,7 @@ FAULT_KINDS = (
     "truncated_file", "zero_tail", "empty_file", "bit_flip_page", "hash_mismatch", "footer_damage", "row_count_mismatch",
     "missing_file", "unexpected_file", "missing_column", "wrong_dtype", "non_finite", "out_of_range", "time_out_of_day",
     "duplicate_rows", "late_rows", "empty_day", "missing_day", "read_timeout", "oversized_read", "too_few_rows",
+    "null_key", "unreadable_file", "worker_killed", "too_many_bad_rows", "unfinished_day",
 )  # fmt: skip
 ACTIONS = ("count", "mask", "quarantine_row", "quarantine_group", "quarantine_file", "refuse_day", "stop")
 DAY_STATUSES = ("ok", "masked", "refused")
@@ -86,18 +87,41 @@ class FileHealth:
 
 @dataclass(frozen=True, kw_only=True)
 class DayHealth:
-    """Verdict on one day: `status` is ok, masked or refused; rebuild reads only what is listed here."""
+    """Verdict on one day; rebuild reads only what is listed here. Always ``rows = used + dropped + duplicates``.
+
+    Attributes:
+        status: ok, masked or refused.
+        files: Its files, in reading order.
+        faults: What was found.
+        masked_columns: Source columns that are null for the whole day.
+        rows: Rows delivered, as far as footers and manifests tell (an undecodable file without a manifest counts 0).
+        used: Rows that rebuild will use.
+        dropped: Rows set aside: bad keys, dropped row groups, quarantined files; all rows of a refused day.
+        duplicates: Repeated deliveries of a row that is used; no fault.
+        late: Used rows that became known only after the business day of their event; no fault.
+    """
 
     status: str
     files: list[FileHealth]
     faults: list[Fault] = field(default_factory=list)
     masked_columns: list[str] = field(default_factory=list)
     rows: int = 0
+    used: int = 0
+    dropped: int = 0
+    duplicates: int = 0
+    late: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class HealthMap:
-    """Health of every scanned day. `days` is ordered by day; `scan.json` is this map without the file lists."""
+    """Health of every scanned day. `days` is ordered by day; `scan.json` is this map without the file lists.
+
+    Attributes:
+        days: Day -> verdict.
+        types: Source column -> logical type of most files (``integer``, ``real``, ``text``, ``boolean``, ``instant``); files
+            of another type are cast to it, and cells that cannot be cast are null.
+    """
 
     version: int = HEALTH_VERSION
     days: dict[str, DayHealth]
+    types: dict[str, str] = field(default_factory=dict)

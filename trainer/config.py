@@ -343,11 +343,9 @@ class ReleaseConfig:
 
     Attributes:
         auto: Whether PROMOTE is carried out.
-        absorb: Whether the promoted trunk also learns the holdout before it is served.
     """
 
     auto: bool = True
-    absorb: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,5 @@
 """Training: a ranker, a plan of batches, Lightning around them."""
 
-from trainer.fit.run import FitResult, fit
+from trainer.fit.train import Trained, train
 
-__all__ = ["FitResult", "fit"]
+__all__ = ["Trained", "train"]

@@ -1,0 +1,112 @@
+"""Freezes what a ranker consumes: feature order, normalisation and vocabularies, inherited from production where it has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainer.data.encode import fit_numeric
+from trainer.errors import ConfigError
+from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest
+from trainer.schema.inputs import Action, InputSpec
+from trainer.schema.logs import LogSpec
+from trainer.schema.vocabulary import Vocabulary
+
+
+def freeze_inputs(
+    spec: LogSpec,
+    manifest: ExamplesManifest,
+    weights: Mapping[str, float],
+    train: Iterable[pa.Table],
+    *,
+    user_id: bool,
+    parent: InputSpec | None,
+) -> InputSpec:
+    """Builds the input specification of a new ranker.
+
+    Args:
+        spec: The log.
+        manifest: Features that the examples hold.
+        weights: Action -> weight in the value function.
+        train: Training partitions; new numeric features and base rates are fitted on them.
+        user_id: Whether the user id is a context feature.
+        parent: Production's inputs. Its normalisation is kept: old weights mean nothing under new statistics.
+
+    Returns:
+        The specification.
+
+    Raises:
+        ConfigError: If production normalised a feature with another transform.
+    """
+    tables = list(train)
+    inherited = {entry.name: entry for entry in parent.numeric} if parent else {}
+    for name, kind in manifest.numeric.items():
+        if name in inherited and inherited[name].transform != kind:
+            raise ConfigError(
+                "a feature's transform differs from production's", where=f"features: {name}", got=kind, expected=inherited[name].transform,
+                remedy="a changed definition needs a new name",
+            )
+    numeric = [
+        inherited.get(name) or fit_numeric(name, kind, [table[FEATURE + name] for table in tables])
+        for name, kind in manifest.numeric.items()
+    ]
+    actions = [
+        Action(name=name, kind=action.kind, base_rate=_base_rate(tables, name, action.kind), weight=weights.get(name, 0.0),
+               maturity_ms=action.maturity_ms)
+        for name, action in spec.actions.items()
+    ]
+    return InputSpec(
+        actions=actions,
+        history_actions=spec.history_actions,
+        numeric=numeric,
+        categorical={**manifest.categorical, **({"user": "user"} if user_id else {})},
+        item_features={name: manifest.categorical[name] for name in manifest.item_features},
+        token_features={name: manifest.categorical[name] for name in manifest.token_features},
+        max_history=manifest.max_history,
+    )
+
+
+def _base_rate(tables: list[pa.Table], action: str, kind: str) -> float:
+    """Mean label (binary, count) or mean log1p seconds (duration) over the training rows."""
+    total, rows = 0.0, 0
+    for table in tables:
+        value_N = np.asarray(pc.fill_null(table[LABEL + action].cast(pa.float64()), np.nan))
+        value_N = value_N[np.isfinite(value_N)]
+        total += float((np.log1p(np.maximum(value_N, 0)) if kind == "duration" else value_N).sum())
+        rows += len(value_N)
+    return total / rows if rows else 0.0
+
+
+def merge_vocabulary(parent: Vocabulary | None, fresh: Vocabulary, retire_before: str | None = None) -> Vocabulary:
+    """Joins production's ids and the new days' ids: production's keep their order, new ones follow.
+
+    Args:
+        parent: Production's vocabulary of this table.
+        fresh: Ids of the new training days.
+        retire_before: Ids last seen before this day lose their row; None keeps all.
+
+    Returns:
+        The challenger's vocabulary; counts add up, first and last days are merged.
+    """
+    if parent is None or not len(parent.keys):
+        return fresh
+    keys = pc.unique(pa.concat_arrays([parent.keys.cast(fresh.keys.type), fresh.keys]))
+    in_parent = pc.index_in(keys, value_set=parent.keys.cast(fresh.keys.type))
+    in_fresh = pc.index_in(keys, value_set=fresh.keys)
+    count_V = _taken(parent.count_V, in_parent) + _taken(fresh.count_V, in_fresh)
+    first = pc.min_element_wise(parent.first_seen.take(in_parent), fresh.first_seen.take(in_fresh))
+    last = pc.max_element_wise(parent.last_seen.take(in_parent), fresh.last_seen.take(in_fresh))
+    if retire_before is not None:
+        stay = pc.greater_equal(last, retire_before)
+        keys, count_V, first, last = keys.filter(stay), count_V[np.asarray(stay)], first.filter(stay), last.filter(stay)
+    return Vocabulary(fresh.name, keys, count_V, first, last)
+
+
+def _taken(values_V: np.ndarray, index: pa.Array) -> np.ndarray:
+    index_V = np.asarray(pc.fill_null(index, -1), np.int64)
+    if not len(values_V):
+        return np.zeros(len(index_V), np.int64)
+    return np.where(index_V >= 0, values_V[index_V], 0)

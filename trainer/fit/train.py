@@ -1,0 +1,279 @@
+"""The train stage: examples, and production or none, to a challenger bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+import models
+from models.ranker import ActionShape, RankerShape
+from trainer import __version__
+from trainer.checkpoint import Bundle, build_ranker, write_bundle
+from trainer.config import ModelConfig, RetrainConfig
+from trainer.data import Encoder, ShardStore, plan_batches, take
+from trainer.data.encode import Shard
+from trainer.data.inputs import freeze_inputs, merge_vocabulary
+from trainer.data.shards import ShardKey
+from trainer.days import DayPlan
+from trainer.errors import DataError
+from trainer.fit.run import FitResult, fit
+from trainer.rebuild import read_partition, read_tail
+from trainer.schema.bundle import OPTIMIZER, TRUNK, BundleManifest
+from trainer.schema.examples import ExamplesManifest, vocabulary_path
+from trainer.schema.hashing import sha256_json
+from trainer.schema.inputs import InputSpec
+from trainer.schema.plain import as_plain
+from trainer.schema.time import add_days, day_end_ms
+from trainer.schema.transfer import TransferPlan
+from trainer.schema.vocabulary import Vocabulary
+from trainer.warm_start import Parity, Side, apply, carry_moments, plan, verify
+
+UNGATED_WEIGHT = 0.2  # an action that the gate does not judge helps the trunk, but must not lead it
+PROBE_UNITS = 64
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the train stage hands over.
+
+    Attributes:
+        bundle: The challenger.
+        transfer: Transfer report of a warm start: the plan, rows by vocabulary, measured parity; None for a cold run.
+        fit: Loss, steps, time.
+        targets: Targets trained, each exactly once a pass.
+        tokens: History tokens in one pass.
+    """
+
+    bundle: Bundle
+    transfer: dict[str, Any] | None
+    fit: FitResult
+    targets: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training begins: a ranker, and moments if they were carried."""
+
+    ranker: nn.Module
+    moments: dict[str, dict[str, Tensor]]
+    report: dict[str, Any] | None
+
+
+def train(
+    config: RetrainConfig,
+    root: Path,
+    manifest: ExamplesManifest,
+    days: DayPlan,
+    production: Bundle | None,
+    out: Path,
+    *,
+    model: ModelConfig | None = None,
+    logger: Any = None,
+) -> Trained:
+    """Trains a challenger.
+
+    Args:
+        config: The run.
+        root: Folder of the examples.
+        manifest: What rebuild wrote there.
+        days: Which days are new.
+        production: Parent, or None for a cold run.
+        out: Folder of the bundle; scratch files lie beside it.
+        model: Shape to train instead of ``config.model`` (production continued).
+        logger: Lightning logger.
+
+    Returns:
+        The verified bundle and what is to be said about it.
+
+    Raises:
+        CheckpointError: If the warm start is refused or not exact where it must be.
+        TrainingError: If training diverges.
+        DataError: If there is nothing to train on.
+    """
+    model = model or config.model
+    inputs, vocabularies = freeze(config, root, manifest, days, production, model)
+    encoder = Encoder(inputs, vocabularies)
+    store = ShardStore(out.parent / f"{out.name}-shards")
+    known_until = day_end_ms(days.as_of, config.data.timezone)
+    replay_days = days.seen if production and config.warm_start.replay_share > 0 else []
+    for key in _keys(manifest, [*days.train, *replay_days]):
+        if not store.exists(key):
+            store.write(key, encoder.encode(*partition(root, manifest, key), known_until))
+    torch.manual_seed(config.seed)
+    ranker = models.build(shape_of(model, inputs, vocabularies))
+    start = begin(config, ranker, encoder, production, probe(root, manifest, days, known_until))
+    batches = plan_batches(
+        _keys(manifest, days.train),
+        store.lengths,
+        batch_targets=config.fit.batch_targets,
+        batch_tokens=config.fit.batch_tokens,
+        passes=config.fit.warm_passes if production else config.fit.passes,
+        seed=config.seed,
+        ranks=config.fit.devices if config.fit.device == "ddp" else 1,
+        replay=_keys(manifest, replay_days),
+        replay_share=config.warm_start.replay_share if replay_days else 0.0,
+    )
+    result = fit(
+        start.ranker, store, batches,
+        action_weights=torch.tensor([1.0 if config.data.actions[a.name].gated else UNGATED_WEIGHT for a in inputs.actions]),
+        optimizer=config.optimizer, schedule=config.schedule, config=config.fit, seed=config.seed, warm=production is not None,
+        folder=out.parent / f"{out.name}-fit", moments=start.moments, logger=logger,
+    )  # fmt: skip
+    counts = [store.lengths(key) for key in _keys(manifest, days.train)]
+    bundle = write_bundle(
+        out,
+        describe(config, model, inputs, manifest, days, production, start.ranker, result),
+        trunk=result.trunk, serving=result.serving, optimizer=result.optimizer, vocabularies=vocabularies, transfer=start.report,
+    )  # fmt: skip
+    return Trained(bundle, start.report, result, sum(int(t.sum()) for _, t in counts), sum(int(t.sum()) for t, _ in counts))
+
+
+def freeze(
+    config: RetrainConfig, root: Path, manifest: ExamplesManifest, days: DayPlan, production: Bundle | None, model: ModelConfig
+) -> tuple[InputSpec, dict[str, Vocabulary]]:
+    """Freezes the interface and the vocabularies of the challenger.
+
+    Raises:
+        DataError: If the training days hold no row.
+    """
+    def training() -> Iterator[pa.Table]:
+        for key in _keys(manifest, days.train):
+            yield partition(root, manifest, key)[0]
+
+    tables = list(training())
+    if not sum(len(table) for table in tables):
+        raise DataError("nothing to train on: the new days hold no row", got=", ".join(days.train) or "no new day",
+                        remedy="production has already seen every earlier day; wait for the next one")
+    weights = value_weights(config)
+    parent = production.manifest.inputs if production else None
+    inputs = freeze_inputs(config.data, manifest, weights, tables, user_id=model.user_id, parent=parent)
+    inputs = replace(inputs, max_history=model.max_history)
+    retire = config.warm_start.retire_after_days
+    before = add_days(days.train[-1], -retire) if retire and production else None
+    vocabularies = {}
+    for name in inputs.vocabularies:
+        fresh = Vocabulary.read(vocabulary_path(root, name))
+        old = production.vocabularies.get(name) if production else None
+        vocabularies[name] = merge_vocabulary(old, fresh, before)
+    return inputs, vocabularies
+
+
+def begin(
+    config: RetrainConfig, ranker: nn.Module, encoder: Encoder, production: Bundle | None, probes: list[tuple[pa.Table, pa.Table, int]]
+) -> Start:
+    """Gives a freshly initialised ranker its starting weights: production's, carried over and verified, or its own."""
+    if production is None:
+        return Start(ranker, {}, None)
+    parent = build_ranker(production, TRUNK)
+    source = Side.of(parent, production.vocabularies, production.sha256)
+    target = Side.of(ranker, encoder.vocabularies)
+    transfer = plan(source, target, config.warm_start.new_ids)
+    weights = apply(
+        transfer, source, target, production.tensors(TRUNK), ranker.state_dict(), noise=config.warm_start.new_id_noise, seed=config.seed
+    )
+    ranker.load_state_dict(weights)
+    exact = transfer.exact and config.warm_start.new_id_noise == 0
+    pairs = _probe_batches(Encoder(production.manifest.inputs, production.vocabularies), encoder, probes)
+    parity = verify(parent.eval(), ranker.eval(), pairs, exact)
+    ranker.train()
+    carry = config.warm_start.optimizer == "carry"
+    moments = carry_moments(transfer, source, target, production.tensors(OPTIMIZER)) if carry else {}
+    return Start(ranker, moments, transfer_report(transfer, parity, source, target))
+
+
+def transfer_report(transfer: TransferPlan, parity: Parity, source: Side, target: Side) -> dict[str, Any]:
+    """Returns the report of a warm start: totals, rows by vocabulary, measured parity, and every tensor's fate."""
+    vocabularies = {}
+    for name, new in target.vocabularies.items():
+        old = source.vocabularies.get(name)
+        move = next((m for fate in transfer.fates for m in fate.moves if m.axis == f"vocab:{name}"), None)
+        kept = len(new.keys) if move is None else move.kept - 2
+        vocabularies[name] = {
+            "kept": kept if old is not None else 0, "new": len(new.keys) - (kept if old is not None else 0),
+            "dropped": move.dropped if move else 0, "traffic_kept": move.coverage if move else 1.0,
+        }  # fmt: skip
+    return {
+        "exact": transfer.exact, "source": transfer.source, "elements": transfer.elements, "vocabularies": vocabularies,
+        "parity": as_plain(parity), "fates": as_plain(transfer.fates),
+    }  # fmt: skip
+
+
+def describe(
+    config: RetrainConfig, model: ModelConfig, inputs: InputSpec, manifest: ExamplesManifest, days: DayPlan,
+    production: Bundle | None, ranker: nn.Module, result: FitResult,
+) -> BundleManifest:  # fmt: skip
+    """Returns the bundle's manifest, without file hashes."""
+    trained = {day: manifest.source_days[day] for day in days.train}
+    parent = production.manifest if production else None
+    space = parent.space_id if parent and parent.shape["architecture"] == model.name else sha256_json([config.seed, as_plain(ranker.shape), trained])[:16]
+    return BundleManifest(
+        code_version=__version__,
+        shape=as_plain(ranker.shape),
+        inputs=inputs,
+        features=as_plain(config.features),
+        labels={name: action.expression for name, action in config.data.actions.items()},
+        value={"version": config.value.version, "weights": value_weights(config)},
+        config={"model": as_plain(model), "optimizer": as_plain(config.optimizer), "schedule": as_plain(config.schedule)},
+        axes={name: list(axes) for name, axes in ranker.axes().items()},
+        trained={**(parent.trained if parent else {}), **trained},
+        parent=production.sha256 if production else None,
+        space_id=space,
+        steps=(parent.steps if parent else 0) + result.steps - result.skipped,
+        seed=config.seed,
+    )
+
+
+def shape_of(model: ModelConfig, inputs: InputSpec, vocabularies: dict[str, Vocabulary]) -> RankerShape:
+    """Returns the ranker's shape for a configuration and its frozen inputs."""
+    return RankerShape(
+        architecture=model.name,
+        actions=tuple(ActionShape(name=a.name, kind=a.kind, base_rate=a.base_rate) for a in inputs.actions),
+        history_actions=tuple(inputs.history_actions),
+        vocabularies={name: vocabulary.rows for name, vocabulary in vocabularies.items()},
+        item_vocabulary=inputs.item_vocabulary,
+        item_features=inputs.item_features,
+        token_features=inputs.token_features,
+        categorical=inputs.categorical,
+        numeric=tuple(entry.name for entry in inputs.numeric),
+        **{name: getattr(model, name) for name in (
+            "dim", "layers", "heads", "head_dim", "ffn_dim", "context_dim", "context_layers", "dropout", "feature_dropout", "auxiliary_weight",
+        )},
+    )  # fmt: skip
+
+
+def value_weights(config: RetrainConfig) -> dict[str, float]:
+    """Returns action -> weight of the value function: the configured ones, or those of the log specification."""
+    if config.value.weights is not None:
+        return config.value.weights
+    return {name: action.weight for name, action in config.data.actions.items()}
+
+
+def partition(root: Path, manifest: ExamplesManifest, key: ShardKey) -> tuple[pa.Table, pa.Table]:
+    """Reads the examples and the tail of one (day, user bucket)."""
+    return read_partition(root, manifest, key.day, key.bucket), read_tail(root, manifest, key.day, key.bucket)
+
+
+def probe(root: Path, manifest: ExamplesManifest, days: DayPlan, known_until: int) -> list[tuple[pa.Table, pa.Table, int]]:
+    """Reads the rows on which a warm start is verified: one bucket of the newest training day."""
+    keys = _keys(manifest, days.train[-1:])[:1]
+    return [(*partition(root, manifest, key), known_until) for key in keys]
+
+
+def _probe_batches(old: Encoder, new: Encoder, probes: list[tuple[pa.Table, pa.Table, int]]) -> list[tuple[Any, Any]]:
+    def head(shard: Shard) -> Any:
+        return take(shard, np.arange(min(PROBE_UNITS, shard.units)))
+
+    return [(head(old.encode(*rows)), head(new.encode(*rows))) for rows in probes]
+
+
+def _keys(manifest: ExamplesManifest, days: list[str]) -> list[ShardKey]:
+    wanted = set(days)
+    return sorted(ShardKey(record.day, record.bucket) for record in manifest.partitions if record.day in wanted and record.rows)

@@ -1,0 +1,107 @@
+"""Embeddings of items and tokens: sums of terms, so that a new feature is a new term and a table of zeros changes nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.batch import Batch
+from models.layers import TABLE_STD, Dropout, Projection, Table, feature_key
+from models.packing import GAP_BUCKETS, NO_CLOCK, Packing, gap_bucket, row_times
+from models.ranker import RankerShape
+
+
+class FeatureTables(nn.Module):
+    """One table a categorical feature; a row's embedding is the sum over features.
+
+    Args:
+        features: Feature -> vocabulary, in column order.
+        vocabularies: Vocabulary -> rows.
+        width: Width of the sum.
+        axis: Meaning of the width.
+    """
+
+    def __init__(self, features: dict[str, str], vocabularies: dict[str, int], width: int, axis: str) -> None:
+        super().__init__()
+        self.tables = nn.ModuleDict(
+            {
+                feature_key(name): Table(vocabularies[vocabulary], width, (f"vocab:{vocabulary}", axis))
+                for name, vocabulary in features.items()
+            }
+        )
+
+    def add_to(self, sum_MD: Tensor, row_MF: Tensor) -> Tensor:
+        """Returns `sum_MD` plus the embedding of every feature.
+
+        Raises:
+            ValueError: If `row_MF` has another number of columns than there are features.
+        """
+        if row_MF.shape[1] != len(self.tables):
+            raise ValueError(f"{len(self.tables)} feature columns expected ({', '.join(self.tables)}), got {row_MF.shape[1]}")
+        for column, table in enumerate(self.tables.values()):
+            sum_MD = sum_MD + table(row_MF[:, column])
+        return sum_MD
+
+
+class TokenEmbedding(nn.Module):
+    """Embeds history tokens, BOS rows and, for target-aware rankers, targets.
+
+    token = item row + item features + token features + actions (by value, and by being known) + time since the token before.
+
+    Args:
+        shape: Shape of the ranker.
+        targets: Whether targets become rows of the trunk: they get a learned marker where tokens have actions.
+    """
+
+    def __init__(self, shape: RankerShape, *, targets: bool) -> None:
+        super().__init__()
+        rows, dim, actions = shape.vocabularies[shape.item_vocabulary], shape.dim, len(shape.history_actions)
+        self.item = Table(rows, dim, (f"vocab:{shape.item_vocabulary}", "dim"))
+        self.item_features = FeatureTables(shape.item_features, shape.vocabularies, dim, "dim")
+        self.token_features = FeatureTables(shape.token_features, shape.vocabularies, dim, "dim")
+        self.dimensions = {
+            "action_value": ("history_action", "dim"), "action_known": ("history_action", "dim"), "gap": ("fixed", "dim"), "bos": ("dim",),
+        }
+        self.action_value = nn.Parameter(torch.empty(actions, dim).normal_(std=TABLE_STD))
+        self.action_known = nn.Parameter(torch.empty(actions, dim).normal_(std=TABLE_STD))
+        self.gap = nn.Parameter(torch.empty(GAP_BUCKETS, dim).normal_(std=TABLE_STD))
+        self.bos = nn.Parameter(torch.empty(dim).normal_(std=TABLE_STD))
+        if targets:
+            self.dimensions["target"] = ("dim",)
+            self.target = nn.Parameter(torch.empty(dim).normal_(std=TABLE_STD))
+        self.dropout = Dropout(shape.dropout)
+
+    def items(self, item_M: Tensor, item_features_MI: Tensor) -> Tensor:
+        """Returns [M, D]: item rows plus item features."""
+        return self.item_features.add_to(self.item(item_M), item_features_MI)
+
+    def rows(self, batch: Batch, packing: Packing) -> Tensor:
+        """Returns [R, D]: BOS and tokens in row order (`models.packing`)."""
+        time_R = row_times(batch, packing)
+        before_R = torch.cat([time_R.new_full((1,), NO_CLOCK), time_R[:-1]])  # a sequence's first token follows its clockless BOS
+        token_TD = self.token_features.add_to(self.items(batch.token_item_T, batch.token_item_features_TI), batch.token_features_TK)
+        token_TD = token_TD + batch.token_action_TH.to(token_TD.dtype) @ self.action_value
+        token_TD = token_TD + batch.token_action_known_TH.to(token_TD.dtype) @ self.action_known
+        row_RD = torch.cat([self.bos[None], token_TD]).index_select(0, packing.source_R)
+        return self.dropout(row_RD + nn.functional.embedding(gap_bucket(time_R, before_R), self.gap))
+
+    def target_rows(self, batch: Batch, packing: Packing) -> Tensor:
+        """Returns [N, D]: targets as rows of the trunk; their time gap is the one to the last token available to them."""
+        last_N = row_times(batch, packing)[packing.state_N]
+        items_ND = self.items(batch.target_item_N, batch.target_item_features_NI)
+        row_ND = self.token_features.add_to(items_ND + self.target, batch.target_token_features_NK)
+        return self.dropout(row_ND + nn.functional.embedding(gap_bucket(batch.target_time_N, last_N), self.gap))
+
+
+class ItemTower(nn.Module):
+    """Item vectors: a projection that starts as the identity, so a new ranker begins with tied item embeddings."""
+
+    def __init__(self, shape: RankerShape) -> None:
+        super().__init__()
+        self.project = Projection(shape.dim, shape.dim, ("dim", "dim"))
+        with torch.no_grad():
+            self.project.weight.copy_(torch.eye(shape.dim))
+
+    def forward(self, item_MD: Tensor) -> Tensor:
+        """Maps [M, D] (`TokenEmbedding.items`) to [M, D]."""
+        return self.project(item_MD)

@@ -1,0 +1,142 @@
+"""Where everything lies in a packed batch. Computed once a batch from its offsets; nothing here reads a value of a token.
+
+Rows: every sequence gets a BOS row in front of its tokens, so the R = T + S rows of sequence s are
+``offsets[s] + s`` (BOS) to ``offsets[s + 1] + s`` (its last token), and the state after p tokens is row ``offsets[s] + s + p``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models.batch import Batch
+
+NO_CLOCK = -1
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The rows of a batch.
+
+    Attributes:
+        start_S: int64, BOS row of each sequence.
+        length_S: int64, rows of each sequence, BOS included; at least 1.
+        source_R: int64, 0 for a BOS row, 1 + t for token t.
+        sequence_R: int64, sequence of each row.
+        position_R: int64, position in the sequence; BOS has 0.
+        state_N: int64, row whose state each target may read.
+        target_length_S: int64, targets of each sequence.
+    """
+
+    start_S: Tensor
+    length_S: Tensor
+    source_R: Tensor
+    sequence_R: Tensor
+    position_R: Tensor
+    state_N: Tensor
+    target_length_S: Tensor
+
+    def without_targets(self) -> Packing:
+        """Returns the same rows with no targets."""
+        return replace(self, state_N=self.state_N[:0], target_length_S=torch.zeros_like(self.target_length_S))
+
+
+def pack(batch: Batch) -> Packing:
+    """Computes the rows of a batch.
+
+    Raises:
+        ValueError: If a target points behind the end of its sequence, or targets are not grouped by sequence (checked on CPU;
+            on an accelerator it would stall the device).
+    """
+    offsets_S1 = batch.offsets_S1
+    device = offsets_S1.device
+    sequences = torch.arange(batch.sequences, device=device)
+    start_S = offsets_S1[:-1] + sequences
+    length_S = offsets_S1.diff() + 1
+    if not offsets_S1.is_cuda:
+        _check_targets(batch, length_S)
+    sequence_R = sequences.repeat_interleave(length_S, output_size=batch.tokens + batch.sequences)
+    position_R = torch.arange(len(sequence_R), device=device) - start_S[sequence_R]
+    return Packing(
+        start_S=start_S,
+        length_S=length_S,
+        source_R=torch.where(position_R == 0, 0, torch.arange(len(sequence_R), device=device) - sequence_R),
+        sequence_R=sequence_R,
+        position_R=position_R,
+        state_N=start_S[batch.target_sequence_N] + batch.target_position_N,
+        target_length_S=torch.bincount(batch.target_sequence_N, minlength=batch.sequences),
+    )
+
+
+def _check_targets(batch: Batch, length_S: Tensor) -> None:
+    position_N, sequence_N = batch.target_position_N, batch.target_sequence_N
+    wrong_N = (position_N < 0) | (position_N >= length_S[sequence_N])
+    if wrong_N.any():
+        first = int(wrong_N.nonzero()[0])
+        raise ValueError(
+            f"target {first} reads {int(position_N[first])} tokens, but its sequence {int(sequence_N[first])} has "
+            f"{int(length_S[sequence_N[first]]) - 1}"
+        )
+    if (sequence_N.diff() < 0).any():
+        raise ValueError("targets must be grouped by sequence, ascending")
+
+
+def row_times(batch: Batch, packing: Packing) -> Tensor:
+    """Returns int64 [R]: event time of each row (ms), `NO_CLOCK` for BOS."""
+    return torch.cat([batch.token_time_T.new_full((1,), NO_CLOCK), batch.token_time_T])[packing.source_R]
+
+
+def next_item_rows(batch: Batch) -> Tensor:
+    """Returns int64 [T]: the row whose state predicts token t, which is the row just before it.
+
+    A next-item objective is ``full_softmax(ranker.states(batch)[next_item_rows(batch)], items, batch.token_item_T)``.
+    """
+    token_T = torch.arange(batch.tokens, device=batch.offsets_S1.device)
+    return token_T + torch.searchsorted(batch.offsets_S1[1:], token_T, right=True)
+
+
+GAP_BUCKETS = 29
+_LONGEST_GAP = GAP_BUCKETS - 2  # 2^26 seconds, two years
+
+
+def gap_bucket(later: Tensor, earlier: Tensor) -> Tensor:
+    """Buckets a time difference by powers of two.
+
+    Args:
+        later: int64 instants (ms), `NO_CLOCK` where unknown.
+        earlier: Same, broadcastable.
+
+    Returns:
+        int64 below `GAP_BUCKETS`: 0 where a clock is missing, 1 below a second (also for negative gaps: tokens are ordered by
+        availability, not by event time), then one bucket for each doubling.
+    """
+    seconds = (later - earlier).clamp_(min=0).div_(1000, rounding_mode="floor")
+    bucket = _bit_length(seconds).clamp_(max=_LONGEST_GAP) + 1
+    return bucket.masked_fill_((later == NO_CLOCK) | (earlier == NO_CLOCK), 0)
+
+
+POSITION_BUCKETS = 34
+_EXACT_POSITIONS = 16
+
+
+def position_bucket(distance: Tensor) -> Tensor:
+    """Buckets a distance in tokens: exact below 16, then two buckets an octave.
+
+    Args:
+        distance: int64; negative distances (never attended to) share bucket 0.
+
+    Returns:
+        int64 below `POSITION_BUCKETS`.
+    """
+    distance = distance.clamp(min=0)
+    octave = _bit_length(distance)
+    upper_half = distance >= 3 * 2 ** (octave - 2).clamp_(min=0)
+    coarse = _EXACT_POSITIONS + 2 * (octave - 5) + upper_half
+    return torch.where(distance < _EXACT_POSITIONS, distance, coarse.clamp_(max=POSITION_BUCKETS - 1))
+
+
+def _bit_length(value: Tensor) -> Tensor:
+    """int64 bits of non-negative integers below 2^53, exact at every power of two (a logarithm is not)."""
+    return torch.frexp(value.double()).exponent.long()

@@ -69,6 +69,8 @@ ITEMS_SCHEMA = pa.schema(
 
 EVENTS_FOLDER, TRUTH_FOLDER = "events", "truth"
 PART_FILE, MANIFEST_FILE, REPORT_FILE = "part-0.parquet", "_MANIFEST.json", "simulation.json"
+USERS_FILE, ITEMS_FILE = "users.parquet", "items.parquet"
+UNFINISHED_FILE = "_UNFINISHED"  # stands in the output folder while it is written
 MAX_SLATE = 100  # event ids leave two digits for the position
 
 # Columns without which a row is no event; incidents that damage values leave them alone.
@@ -129,7 +131,8 @@ class IncidentSpec:
                 remedy="give what the kind needs, and nothing that it would ignore",
             )  # fmt: skip
         if self.feature is not None and self.feature not in columns:
-            raise ConfigError(f"{self.kind} cannot damage this column", where=where, got=self.feature, remedy=nearest(self.feature, columns))
+            remedy = nearest(self.feature, columns)
+            raise ConfigError(f"{self.kind} cannot damage this column", where=where, got=self.feature, remedy=remedy)
         self._check_ranges(where)
 
     def _check_ranges(self, where: str) -> None:
@@ -200,7 +203,7 @@ class SimulationSpec:
             raise ConfigError("tastes need at least 3 topics", where="simulation.topics", got=self.topics)
         if not self.slate <= self.candidates or self.slate > MAX_SLATE:
             raise ConfigError(
-                "a slate is chosen from the candidates", where="simulation.slate", got=f"slate {self.slate} of {self.candidates} candidates",
+                "a slate is chosen from the candidates", where="simulation.slate", got=f"{self.slate} of {self.candidates} candidates",
                 expected=f"slate <= candidates and slate <= {MAX_SLATE}",
             )  # fmt: skip
         timezone(self.timezone)
@@ -247,6 +250,7 @@ class SimulationReport:
 
     Attributes:
         version: Version of this schema.
+        spec: What was asked for.
         days: Day -> rows in the day's file, as delivered (duplicates and incidents included).
         events: Day -> events that happened (rows of truth).
         duplicates: Day -> re-delivered rows in the day's file, planted incidents apart.
@@ -258,6 +262,7 @@ class SimulationReport:
     """
 
     version: int = SIMULATION_VERSION
+    spec: SimulationSpec
     days: dict[str, int]
     events: dict[str, int]
     duplicates: dict[str, int]

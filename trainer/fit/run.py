@@ -79,7 +79,7 @@ def fit(
     store: ShardStore,
     plan: BatchPlan,
     *,
-    action_weights: Tensor,
+    action_weights: dict[str, float],
     optimizer: OptimizerConfig,
     schedule: ScheduleConfig,
     config: FitConfig,
@@ -95,7 +95,7 @@ def fit(
         ranker: Initial weights; trained in place.
         store: Encoded shards.
         plan: Batches of all steps.
-        action_weights: float32 [A], weight of each action's loss.
+        action_weights: Action -> weight of its loss.
         optimizer: Optimizer settings.
         schedule: Learning-rate settings.
         config: Device, precision, cadence.

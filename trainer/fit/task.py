@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Batch
-from models.losses import action_loss
+from models.losses import ranker_loss
 from trainer.config import OptimizerConfig
 from trainer.errors import TrainingError
 from trainer.fit.schedule import Schedule
@@ -54,7 +54,7 @@ class RankingTask(L.LightningModule):
         self,
         ranker: nn.Module,
         *,
-        action_weights: Tensor,
+        action_weights: dict[str, float],
         optimizer: OptimizerConfig,
         schedule: Schedule,
         ema_decay: float,
@@ -67,7 +67,7 @@ class RankingTask(L.LightningModule):
         self.automatic_optimization = False
         self.ranker = ranker
         self.average = copy.deepcopy(ranker).requires_grad_(False) if ema_decay > 0 else None
-        self.register_buffer("action_weights_A", action_weights)
+        self.action_weights = action_weights
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
         self.config = optimizer
         self.schedule = schedule
@@ -105,12 +105,7 @@ class RankingTask(L.LightningModule):
         """Returns the weighted multi-action loss, the auxiliary head's included."""
         if batch.targets == 0:  # the padding batch of a rank that has run out of units: take part, add nothing
             return sum((p.sum() * 0.0 for p in self.ranker.parameters()), torch.zeros((), device=self.device))
-        scores = self.ranker(batch)
-        shape = self.ranker.shape
-        loss = action_loss(scores.output_NO, batch, shape.actions, self.action_weights_A)
-        if scores.auxiliary_NO is not None:
-            loss = loss + shape.auxiliary_weight * action_loss(scores.auxiliary_NO, batch, shape.actions, self.action_weights_A)
-        return loss
+        return ranker_loss(self.ranker(batch), batch, self.ranker.shape, self.action_weights).total
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Returns AdamW over named groups; carried moments are filled in by parameter name."""

@@ -123,7 +123,7 @@ def train(
     )
     result = fit(
         start.ranker, store, batches,
-        action_weights=torch.tensor([1.0 if config.data.actions[a.name].gated else UNGATED_WEIGHT for a in inputs.actions]),
+        action_weights={a.name: 1.0 if config.data.actions[a.name].gated else UNGATED_WEIGHT for a in inputs.actions},
         optimizer=config.optimizer, schedule=config.schedule, config=config.fit, seed=config.seed, warm=production is not None,
         folder=out.parent / f"{out.name}-fit", moments=start.moments, logger=logger,
     )  # fmt: skip

@@ -1,0 +1,61 @@
+"""READ FIRST. The main job: from event logs to a judged, released model, the stages in order.
+
+Each stage is one public function; what passes between stages is a file in `run_dir`, so each can be kept, resumed and
+tested alone. Follow one batch: `rebuild` writes examples, `fit.train` encodes them into shards and plans batches
+(`trainer/data`), `fit.task.RankingTask.training_step` trains on one, `evaluate` scores the holdout with the same encoder.
+"""
+
+from __future__ import annotations
+
+from trainer import stages
+from trainer.config import RetrainConfig
+from trainer.schema.summary import Summary
+from trainer.stages import Job
+
+
+def retrain(config: RetrainConfig) -> Summary:
+    """Runs the main job.
+
+    Args:
+        config: The checked configuration.
+
+    Returns:
+        The summary that `summary.json` holds. A rejected challenger changes nothing but the run's folder and the history.
+
+    Raises:
+        RewarmError: One of its kinds, with an exit code; the registry is then as it was.
+    """
+    job = Job.open(config)  # run_dir, registry, production (verified) or None
+    if job.judged_before():
+        return job.nothing_to_do()
+    health = stages.scan(job)  # which files, columns and days can be trusted
+    days = stages.plan(job, health)  # holdout, training days, days production has seen
+    examples = stages.rebuild(job, health, days)  # features as they were known at the time
+    trained = stages.train(job, examples, days)  # the challenger's bundle, warm-started from production
+    continued = stages.continue_production(job, examples, days)  # at a launch: production on the same new days
+    evaluation = stages.evaluate(job, examples, days, trained, continued)  # every model on the same holdout rows
+    embeddings = stages.export(job, examples, days, trained, evaluation)  # staged, not yet visible
+    downstream = stages.downstream(job, examples, days, evaluation, embeddings)  # the model behind the embeddings
+    verdict = stages.gate(job, trained, evaluation, embeddings, downstream)  # PROMOTE, HOLD or REJECT, and why
+    release = stages.release(job, examples, trained, verdict)  # seal, then move the pointer or leave it
+    return stages.report(job, health, days, examples, trained, evaluation, embeddings, downstream, verdict, release)
+
+
+def train(config: RetrainConfig) -> Summary:
+    """Runs the main job up to the evaluation: for sweeps and experiments; the registry is only read.
+
+    Args:
+        config: The checked configuration.
+
+    Returns:
+        The summary; its `objective` is the value of a sweep's trial.
+    """
+    job = Job.open(config)
+    health = stages.scan(job)
+    days = stages.plan(job, health)
+    examples = stages.rebuild(job, health, days)
+    if config.warm_start.dry_run:
+        return stages.dry_run(job, examples, days)
+    trained = stages.train(job, examples, days)
+    evaluation = stages.evaluate(job, examples, days, trained, None)
+    return stages.report(job, health, days, examples, trained, evaluation)

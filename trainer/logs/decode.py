@@ -1,0 +1,113 @@
+"""Decoding of one file's bytes: row group by row group, column by column, with page checksums verified.
+
+A file is read into memory once; hash and values come from the same bytes, so a file that is replaced meanwhile cannot mix,
+and nothing is memory-mapped (a truncated map kills the process).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from trainer.errors import DataError
+
+DECODE_ERRORS = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError, UnicodeDecodeError)
+
+_I32_FIELD, _LAST_SIZE_FIELD, _CRC_FIELD = 0x15, 3, 4
+
+
+def open_parquet(data: bytes) -> pq.ParquetFile:
+    """Opens Parquet bytes with page checksums verified.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid: If the footer is damaged.
+    """
+    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+
+
+def read_csv(data: bytes) -> pa.Table:
+    """Reads CSV with a header line; empty cells are null."""
+    return pyarrow.csv.read_csv(
+        io.BytesIO(data), convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True, null_values=["", "null", "NULL"])
+    )
+
+
+def read_chunks(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
+    """Reads columns of one row group; absent columns are absent from the result."""
+    return file.read_row_group(group, columns=list(columns), use_threads=False)
+
+
+def healthy_rows(data: bytes, layout: str, columns: Iterable[str], masked: Iterable[tuple[int, str]], dropped: Iterable[int]) -> pa.Table:
+    """Reads what scan left: dropped row groups are absent, masked chunks null.
+
+    Args:
+        data: Bytes of the file, whose hash scan recorded.
+        layout: ``parquet`` or ``csv``.
+        columns: Source columns.
+        masked: (row group, column) pairs.
+        dropped: Row groups.
+
+    Raises:
+        DataError: If bytes that scan could read cannot be read.
+    """
+    wanted = list(columns)
+    try:
+        if layout == "csv":
+            table = read_csv(data)
+            return table.select([name for name in wanted if name in table.column_names])
+        file = open_parquet(data)
+        present = [name for name in wanted if name in file.schema_arrow.names]
+        masks, skip = set(masked), set(dropped)
+        groups = [group for group in range(file.num_row_groups) if group not in skip]
+        if not masks and not skip:
+            return file.read(columns=present, use_threads=False)
+        tables = [_with_nulls(file, group, present, masks) for group in groups]
+        return pa.concat_tables(tables) if tables else file.schema_arrow.empty_table().select(present)
+    except DECODE_ERRORS as error:
+        _refuse(error)
+
+
+def _with_nulls(file: pq.ParquetFile, group: int, columns: list[str], masks: set[tuple[int, str]]) -> pa.Table:
+    """Reads a row group; masked chunks are nulls of the column's type."""
+    healthy = [name for name in columns if (group, name) not in masks]
+    table = read_chunks(file, group, healthy) if healthy else None
+    rows = file.metadata.row_group(group).num_rows
+    fields = [file.schema_arrow.field(name) for name in columns]
+    arrays = [table[field.name] if table is not None and field.name in healthy else pa.nulls(rows, field.type) for field in fields]
+    return pa.table(arrays, schema=pa.schema([field.with_nullable(True) for field in fields]))
+
+
+def _refuse(error: Exception) -> NoReturn:
+    raise DataError("a file that scan could read cannot be read", got=str(error), remedy="run the scan again") from error
+
+
+def carries_checksums(data: bytes, file: pq.ParquetFile) -> bool:
+    """Tells whether the first page of every column chunk carries a checksum (pyarrow verifies them but does not say).
+
+    A page header is a Thrift compact struct: type, uncompressed size, compressed size, then the optional field 4, crc.
+    """
+    metadata = file.metadata
+    chunks = [metadata.row_group(group).column(index) for group in range(metadata.num_row_groups) for index in range(metadata.num_columns)]
+    return bool(chunks) and all(_page_has_crc(data, _first_page(chunk)) for chunk in chunks)
+
+
+def _first_page(chunk: pq.ColumnChunkMetaData) -> int:
+    dictionary = chunk.dictionary_page_offset
+    return min(dictionary, chunk.data_page_offset) if dictionary else chunk.data_page_offset
+
+
+def _page_has_crc(data: bytes, offset: int) -> bool:
+    field = 0
+    while offset < len(data) and field < _LAST_SIZE_FIELD:
+        if data[offset] != _I32_FIELD:  # field header: delta 1, type i32
+            return False
+        field, offset = field + 1, offset + 1
+        while offset < len(data) and data[offset] & 0x80:  # a varint ends at the first byte without the high bit
+            offset += 1
+        offset += 1
+    return field + 1 == _CRC_FIELD and offset < len(data) and data[offset] == _I32_FIELD

@@ -1,0 +1,102 @@
+"""Expressions over Arrow columns: evaluation, ranges, and categorical values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainer.errors import ConfigError
+from trainer.logs.conform import Finding
+from trainer.schema.expression import Column, columns_of, evaluate
+
+
+@dataclass(frozen=True)
+class Values:
+    """Numbers with validity, both [N]."""
+
+    value_N: np.ndarray
+    valid_N: np.ndarray
+
+
+def evaluated(table: pa.Table, source: str, zone: str) -> Values:
+    """Evaluates a numeric expression over a table.
+
+    Raises:
+        ConfigError: If it yields text.
+    """
+    column = _evaluate(table, source, zone)
+    if column.values_N.dtype.kind not in "biuf":
+        raise ConfigError("a number is needed", where=source, got="text", remedy="write a comparison, say column == 'yes'")
+    value_N = column.values_N.astype(np.int64) if column.values_N.dtype.kind == "b" else column.values_N
+    valid_N = np.ones(len(table), bool) if column.valid_N is None else column.valid_N
+    return Values(value_N, valid_N)
+
+
+def bounded(values: Values, source: str, minimum: float | None, maximum: float | None, findings: list[Finding]) -> Values:
+    """Nulls what is not finite or outside the range, and counts both.
+
+    Args:
+        values: The values.
+        source: Column or expression, for the findings.
+        minimum: Smallest believable value.
+        maximum: Largest believable value.
+        findings: Receives the counts.
+    """
+    value_N, valid_N = values.value_N, values.valid_N
+    finite_N = np.isfinite(value_N) & (np.abs(value_N) < np.finfo(np.float32).max)
+    broken = int((valid_N & ~finite_N).sum())
+    if broken:
+        findings.append(Finding("non_finite", source, broken, "mask", f"{broken} of {len(value_N)} cells are NaN, infinite or too large"))
+    with np.errstate(invalid="ignore"):
+        low_N = value_N < minimum if minimum is not None else np.zeros(len(value_N), bool)
+        high_N = value_N > maximum if maximum is not None else np.zeros(len(value_N), bool)
+    outside_N = valid_N & finite_N & (low_N | high_N)
+    if outside := int(outside_N.sum()):
+        extreme = value_N[outside_N]
+        evidence = f"{outside} of {len(value_N)} cells outside [{minimum}, {maximum}], from {extreme.min():g} to {extreme.max():g}"
+        findings.append(Finding("out_of_range", source, outside, "mask", evidence))
+    good_N = valid_N & finite_N & ~outside_N
+    return Values(np.where(good_N, value_N, 0), good_N)
+
+
+def categorical(
+    table: pa.Table, source: str, zone: str, minimum: float | None, maximum: float | None, findings: list[Finding]
+) -> pa.Array:
+    """Evaluates a categorical expression: int64 or string; reals that are whole numbers become integers, others null."""
+    if source in table.column_names and pa.types.is_string(table[source].type):
+        return table[source].combine_chunks() if table[source].num_chunks else pa.nulls(0, pa.string())
+    column = _evaluate(table, source, zone)
+    if column.values_N.dtype.kind in "OUS":
+        mask_N = None if column.valid_N is None else ~column.valid_N
+        return pa.array(column.values_N, pa.string(), mask=mask_N)
+    values = bounded(evaluated(table, source, zone), source, minimum, maximum, findings)
+    whole_N = np.floor(values.value_N) == values.value_N
+    if fractions := int((values.valid_N & ~whole_N).sum()):
+        findings.append(Finding("wrong_dtype", source, fractions, "mask", f"{fractions} cells of a category are fractions"))
+    return pa.array(np.where(whole_N, values.value_N, 0).astype(np.int64), mask=~(values.valid_N & whole_N))
+
+
+def numbers(column: pa.ChunkedArray) -> pa.Array:
+    """Returns booleans as int64."""
+    return column.cast(pa.int64()).combine_chunks() if column.num_chunks else pa.nulls(0, pa.int64())
+
+
+def _evaluate(table: pa.Table, source: str, zone: str) -> Column:
+    names = columns_of(source)
+    column = evaluate(source, {name: _as_column(table[name]) for name in names if name in table.column_names}, zone)
+    if not names:  # a constant
+        return Column(np.broadcast_to(column.values_N, (len(table),)), None)
+    return column
+
+
+def _as_column(column: pa.ChunkedArray) -> Column:
+    valid_N = None if column.null_count == 0 else np.asarray(column.is_valid())
+    if pa.types.is_string(column.type):
+        return Column(np.asarray(pc.fill_null(column, "").to_pylist(), object), valid_N)
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    filled = pc.fill_null(column, pa.scalar(0, pa.int64()).cast(column.type)) if column.null_count else column
+    return Column(filled.to_numpy(), valid_N)

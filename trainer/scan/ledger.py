@@ -1,0 +1,43 @@
+"""What scan writes: `scan.json` for people and programs, the quarantine ledger with a row for everything set aside."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.schema.files import sync, write_text
+from trainer.schema.health import LEDGER_SCHEMA, HealthMap
+
+_IN_SCAN = ("kind", "feature", "file", "rows", "evidence")
+
+
+def write_scan(health: HealthMap, run_dir: Path) -> None:
+    """Writes ``scan.json`` and ``quarantine/ledger.parquet``; same health, same bytes.
+
+    Args:
+        health: The map.
+        run_dir: Folder of the run.
+    """
+    folder = run_dir / "quarantine"
+    folder.mkdir(parents=True, exist_ok=True)
+    days = {
+        day: {
+            "status": state.status,
+            "faults": [{name: getattr(fault, name) for name in _IN_SCAN} for fault in state.faults],
+            "masked_columns": state.masked_columns,
+            "rows": {name: getattr(state, name) for name in ("rows", "used", "dropped", "duplicates", "late")},
+        }
+        for day, state in health.days.items()
+    }
+    write_text(run_dir / "scan.json", json.dumps({"version": health.version, "days": days}, indent=1, ensure_ascii=False) + "\n")
+    faults = [fault for state in health.days.values() for fault in state.faults]
+    table = pa.table({name: [getattr(fault, name) for fault in faults] for name in LEDGER_SCHEMA.names}, schema=LEDGER_SCHEMA)
+    path = folder / "ledger.parquet"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table, temporary, write_page_checksum=True)
+    sync(temporary)
+    temporary.replace(path)

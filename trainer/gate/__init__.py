@@ -1,0 +1,7 @@
+"""The gate: PROMOTE, HOLD or REJECT, with statistics a careful engineer trusts. Reads tables only; no torch."""
+
+from trainer.gate.judge import judge
+from trainer.gate.present import present
+from trainer.gate.run import run, write_verdict
+
+__all__ = ["judge", "present", "run", "write_verdict"]

@@ -1,0 +1,227 @@
+"""The gate: every check over one table of predictions, then one verdict.
+
+    any blocking check fails   -> REJECT   (also one that could not be made: the gate fails closed)
+    else any blocking one holds -> HOLD    (the data cannot tell)
+    else                        -> PROMOTE
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.errors import RewarmError
+from trainer.gate.calibration import calibration, cumulative
+from trainer.gate.compatibility import PAIR, check_rules, churn, mean_scores, thresholds, traffic
+from trainer.gate.decide import Question, settle
+from trainer.gate.quality import quality, realised_value, value_ranking
+from trainer.gate.scope import Scope, scopes
+from trainer.gate.slate import composition, overlap
+from trainer.gate.table import ActionColumns, Predictions, failed, not_applicable, prepare, read_table
+from trainer.schema import predictions as names
+from trainer.schema.policy import VALUE, GatePolicy, RuleSet
+from trainer.schema.verdict import ALL, HOLD, PROMOTE, REJECT, Check, Verdict
+
+_OUTCOME_ORDER = ("fail", "hold", "not_testable", "pass", "not_applicable")
+_SEVERITY_ORDER = ("block", "warn", "info")
+
+
+class _Docket:
+    """Collects questions and settled checks; a metric that raises becomes a failed check instead of a missing one."""
+
+    def __init__(self, policy: GatePolicy) -> None:
+        self.policy = policy
+        self.questions: list[Question] = []
+        self.checks: list[Check] = []
+
+    def severity(self, family: str, default: str = "block") -> str:
+        return self.policy.severity.get(family, default)
+
+    def ask(self, about: tuple[str, str, str], measure: Callable[..., Iterable[Question | Check]], *arguments: object) -> None:
+        """Runs ``measure(*arguments)``; `about` names the check, its action and its family should it raise."""
+        try:
+            found = list(measure(*arguments))
+        except RewarmError:
+            raise  # a wrong configuration is the caller's to mend, not a bad model
+        except Exception as error:
+            name, action, family = about
+            words = f"{name} raised {type(error).__name__}: {error}"
+            self.checks.append(failed(name, words, action=action, family=family))
+            return
+        self.checks += [one for one in found if isinstance(one, Check)]
+        for question in (one for one in found if isinstance(one, Question)):
+            severity = self.policy.severity.get(question.check.name, question.check.severity)
+            self.questions.append(replace(question, check=replace(question.check, severity=severity)))
+
+
+def judge(
+    predictions: pa.Table | Path | str,
+    policy: GatePolicy,
+    rules: RuleSet,
+    *,
+    value_weights: dict[str, float] | None = None,
+    extra_checks: Sequence[Check] = (),
+    seed: int = 0,
+) -> Verdict:
+    """Judges challenger against production on the same rows.
+
+    Args:
+        predictions: Table or Parquet file with the columns of `trainer.schema.predictions`, wherever it comes from.
+        policy: Margins and error rates.
+        rules: Rules behind the scores, replayed on both models; an empty set compares traffic at production's quantiles.
+        value_weights: Action -> weight of the value function; default: recovered from production's columns.
+        extra_checks: Settled checks of other stages (export, downstream, serving parity); they decide like any other.
+        seed: Seed of bootstraps.
+
+    Returns:
+        The verdict with every check.
+
+    Raises:
+        DataError: If the file cannot be read or holds nothing that can be judged.
+        ConfigError: If a rule refers to a score that cannot exist.
+    """
+    table = prepare(read_table(predictions), policy)
+    docket = _Docket(policy)
+    docket.checks += [*table.findings, *extra_checks]
+    compared = [action for action in table.actions if set(PAIR) <= set(action.scores)]
+    for action in table.actions:
+        if action in compared:
+            _compare(docket, table, action, seed)
+        elif names.CHALLENGER in action.scores:  # otherwise its scores are unsound, which is a failed check already
+            _sanity(docket, table, action)
+    if compared:
+        _judge_scores(docket, table, rules)
+        _judge_slates(docket, table, rules, value_weights)
+    elif not any(check.name == "scores" for check in table.findings):
+        docket.checks.append(_first(policy))
+    checks = [_json_safe(check) for check in [*docket.checks, *settle(docket.questions, policy)]]
+    return _verdict(_sorted([*checks, *_coverage(checks, table, policy)]), policy)
+
+
+def _compare(docket: _Docket, table: Predictions, action: ActionColumns, seed: int) -> None:
+    """Ranking, loss and calibration of one action on its ripe rows, against production; and against counting."""
+    policy, where = docket.policy, scopes(table, docket.policy, ~np.isnan(action.label_N))
+    for scope in where:
+        docket.ask(("quality", action.name, "ranking"), quality, action, scope, policy, docket.severity("ranking"))
+        docket.ask(("calibration", action.name, "calibration"), calibration, action, scope, policy, docket.severity("calibration"))
+    docket.ask(("ecce", action.name, "calibration"), cumulative, action, where[0], policy, docket.severity("calibration"), seed)
+    if names.COUNTING in action.scores:
+        severity = docket.severity("baseline", "warn")
+        docket.ask(("counting", action.name, "baseline"), quality, action, where[0], policy, severity, names.COUNTING)
+
+
+def _sanity(docket: _Docket, table: Predictions, action: ActionColumns) -> None:
+    """Without production: calibrated within wide bounds, and not shown to rank worse than counting."""
+    policy = docket.policy
+    why = f"production_{action.name} is absent, so nothing is compared with it"
+    docket.checks.append(not_applicable("production", "data", why, action=action.name))
+    [scope] = scopes(replace(table, slices=[]), policy, ~np.isnan(action.label_N))
+    wide = replace(scope, factor=policy.prove_within)
+    docket.ask(("calibration", action.name, "calibration"), calibration, action, wide, policy, docket.severity("calibration"))
+    if names.COUNTING in action.scores:
+        docket.ask(("counting", action.name, "baseline"), _not_below_counting, action, scope, policy)
+
+
+def _not_below_counting(action: ActionColumns, scope: Scope, policy: GatePolicy) -> list[Question]:
+    """Ranking against counting; nothing need be proven, only a shown loss counts."""
+    asked = quality(action, scope, policy, "block", names.COUNTING)
+    return [replace(question, upper=-math.inf) for question in asked if question.check.name.startswith(("auc", "rank_correlation"))]
+
+
+def _judge_scores(docket: _Docket, table: Predictions, rules: RuleSet) -> None:
+    """Traffic over thresholds, churn, mean scores: every row counts, ripe or not."""
+    policy, where = docket.policy, scopes(table, docket.policy)
+    live, skipped = thresholds(table, rules, policy)
+    docket.checks += [*check_rules(rules, table), *skipped]
+    for threshold in live:
+        for scope in where:
+            docket.ask((threshold.name, threshold.score, "scores"), traffic, threshold, scope, policy, docket.severity("scores"))
+        docket.ask(("churn", threshold.score, "scores"), churn, threshold, where[0], policy)
+    docket.ask(("mean_score", ALL, "scores"), mean_scores, table, where[0], policy)
+
+
+def _judge_slates(docket: _Docket, table: Predictions, rules: RuleSet, weights: dict[str, float] | None) -> None:
+    """NDCG of the value, composition and overlap of the slates."""
+    policy = docket.policy
+    gain = realised_value(table, weights)
+    if isinstance(gain, Check):
+        docket.checks.append(gain)
+    else:
+        for scope in scopes(table, policy, ~np.isnan(gain)):
+            docket.ask(("ndcg", VALUE, "ranking"), value_ranking, table, scope, gain, policy, docket.severity("ranking"))
+    [everything] = scopes(replace(table, slices=[]), policy)
+    docket.ask(("slate", VALUE, "slate"), composition, table, everything, policy, docket.severity("slate", "warn"))
+    docket.ask(("overlap", ALL, "scores"), overlap, table, rules, everything, policy)
+
+
+def _first(policy: GatePolicy) -> Check:
+    """What it means that there is no production to compare with."""
+    holds = policy.first == "hold"
+    words = "held until a person looks (gate.first=hold)" if holds else "its sanity checks decide (gate.first=promote)"
+    return Check(
+        name="first", family="data", outcome="hold" if holds else "pass", severity="block",
+        sentence=f"there is no production to compare the challenger with: {words}",
+    )  # fmt: skip
+
+
+def _json_safe(check: Check) -> Check:
+    """JSON has no infinity: an open end of an interval is null."""
+
+    def known(x: float | None) -> float | None:
+        return x if x is not None and math.isfinite(x) else None
+
+    return replace(
+        check, estimate=known(check.estimate), low=known(check.low), high=known(check.high), margin=known(check.margin),
+        p=known(check.p), mde=known(check.mde),
+    )  # fmt: skip
+
+
+def _coverage(checks: Sequence[Check], table: Predictions, policy: GatePolicy) -> list[Check]:
+    """How much of each slice column's blocking checks could not be tested, weighted by rows."""
+    found = []
+    for column in table.slices:
+        own = [check for check in checks if check.slice.startswith(f"{column.name}=") and check.severity == "block"]
+        rows = sum(check.n for check in own)
+        if not rows:
+            continue
+        untested = sum(check.n for check in own if check.outcome == "not_testable") / rows
+        held = untested > policy.untestable_share
+        words = "too much to promote on" if held else "tolerable"
+        check = Check(
+            name="slice_coverage", family="data", slice=f"{column.name}=*", estimate=untested, margin=policy.untestable_share, n=rows,
+            outcome="hold" if held else "pass", severity="block",
+            sentence=f"{untested:.0%} of the checks on {column.name}, by rows, could not be tested: {words}",
+        )  # fmt: skip
+        found.append(check)
+    return found
+
+
+def _sorted(checks: Iterable[Check]) -> list[Check]:
+    """Deciding checks first; the rest in a fixed order."""
+
+    def rank(check: Check) -> tuple[object, ...]:
+        decides = check.severity == "block" and check.outcome in ("fail", "hold")
+        return (
+            not decides, _OUTCOME_ORDER.index(check.outcome), _SEVERITY_ORDER.index(check.severity),
+            check.slice != ALL, check.family, check.name, check.action, check.slice,
+        )  # fmt: skip
+
+    return sorted(checks, key=rank)
+
+
+def _verdict(checks: list[Check], policy: GatePolicy) -> Verdict:
+    blocking = [check for check in checks if check.severity == "block"]
+    failing = [check for check in blocking if check.outcome == "fail"]
+    holding = [check for check in blocking if check.outcome == "hold"]
+    decision = REJECT if failing else HOLD if holding else PROMOTE
+    deciding = failing or holding
+    reason = f"{len([c for c in blocking if c.outcome == 'pass']):,} blocking checks passed, none failed or held"
+    if deciding:
+        more = f" (and {len(deciding) - 1:,} more)" if len(deciding) > 1 else ""
+        reason = f"{deciding[0].sentence}{more}"
+    return Verdict(verdict=decision, reason=reason, policy=policy.name, checks=checks, failed=[check.path for check in failing])

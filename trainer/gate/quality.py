@@ -1,0 +1,132 @@
+"""Ranking and loss: is the challenger worse than production at telling the rows apart, and at predicting them?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainer.gate.decide import Question
+from trainer.gate.scope import Harm, Scope, ask, too_few
+from trainer.gate.table import BINARY, ActionColumns, Predictions, not_applicable
+from trainer.metrics import auc, gauc, loss, ndcg, normalised_loss, rank_correlation
+from trainer.schema import predictions as names
+from trainer.schema.policy import GatePolicy
+from trainer.schema.verdict import Check
+
+
+def quality(
+    action: ActionColumns, scope: Scope, policy: GatePolicy, severity: str, against: str = names.PRODUCTION
+) -> list[Question]:
+    """Asks for AUC, GAUC and NE (binary), rank correlation and deviance (others) in every group of `scope`.
+
+    Args:
+        action: The action, with both models' scores.
+        scope: Ripe rows, grouped.
+        policy: Margins.
+        severity: Severity of the checks.
+        against: Prefix of the model that is compared with.
+    """
+    label_N = action.label_N[scope.kept_N]
+    ours_N, theirs_N = (action.scores[prefix][scope.kept_N] for prefix in (names.CHALLENGER, against))
+    same_G = ~scope.differs(ours_N, theirs_N)
+    few_G = too_few(scope, label_N, action.kind == BINARY, policy)
+    suffix = "" if against == names.PRODUCTION else f"_vs_{against.rstrip('_')}"
+    questions = []
+    for kind, metric in _ranking(action, policy, suffix, severity, suffix != ""):
+        ours, theirs = metric(ours_N, label_N, scope.rows), metric(theirs_N, label_N, scope.rows)
+        questions += ask(kind, theirs.minus(ours), [theirs.value_G, ours.value_G], same_G, few_G, scope, policy)
+    ours, theirs = (loss(action.kind, score_N, label_N, scope.rows) for score_N in (ours_N, theirs_N))
+    shown = [normalised_loss(action.kind, score_N, label_N, scope.rows).value_G for score_N in (theirs_N, ours_N)]
+    harm = ours.log(scope.rows).minus(theirs.log(scope.rows))
+    return questions + ask(_loss(action, policy, suffix, severity), harm, shown, same_G, few_G, scope, policy)
+
+
+def _ranking(action: ActionColumns, policy: GatePolicy, suffix: str, severity: str, baseline: bool) -> list[tuple]:
+    family = "baseline" if baseline else "ranking"
+    gain = np.inf if baseline else policy.suspicious_auc
+
+    def kind(name: str, label: str, margin: float) -> Harm:
+        return Harm(
+            name=name + suffix, family=family, action=action.name, label=label, margin=margin, gain_limit=gain, severity=severity
+        )
+
+    if action.kind != BINARY:
+        return [(kind("rank_correlation", "rank correlation", policy.rank_margin), rank_correlation)]
+    return [(kind("auc", "AUC", policy.auc_margin), auc), (kind("gauc", "GAUC", policy.gauc_margin), gauc)]
+
+
+def _loss(action: ActionColumns, policy: GatePolicy, suffix: str, severity: str) -> Harm:
+    binary = action.kind == BINARY
+    return Harm(
+        name=("ne" if binary else "deviance") + suffix, family="loss" if not suffix else "baseline", action=action.name,
+        label="NE" if binary else "normalised deviance", margin=policy.ne_margin, relative=True, severity=severity,
+        gain_limit=np.inf if suffix else policy.suspicious_relative,
+    )  # fmt: skip
+
+
+def value_ranking(
+    predictions: Predictions, scope: Scope, gain_N: np.ndarray, policy: GatePolicy, severity: str
+) -> list[Question]:
+    """Asks for the NDCG of the value function: do the slates still put first what turned out to be worth most?
+
+    Args:
+        predictions: The table, with both value columns.
+        scope: Rows whose labels are all ripe, grouped.
+        gain_N: Realised value of every row of the table.
+        policy: Margins.
+        severity: Severity of the check.
+    """
+    ours_N, theirs_N = (predictions.value[prefix][scope.kept_N] for prefix in (names.CHALLENGER, names.PRODUCTION))
+    slate_N, gain_N = predictions.slate_N[scope.kept_N], gain_N[scope.kept_N]
+    ours, theirs = (ndcg(value_N, gain_N, slate_N, scope.rows, policy.top_k) for value_N in (ours_N, theirs_N))
+    kind = Harm(
+        name="ndcg", family="ranking", action="value", label=f"NDCG@{policy.top_k} of the slates ({predictions.slates})", relative=True,
+        margin=policy.ndcg_margin, gain_limit=policy.suspicious_relative, severity=severity,
+    )  # fmt: skip
+    few_G = [
+        f"{n:,} rows, {policy.min_rows:,} needed" if n < policy.min_rows else None for n in scope.rows.n_G.tolist()
+    ]
+    harm = theirs.log(scope.rows).minus(ours.log(scope.rows))
+    return ask(kind, harm, [theirs.value_G, ours.value_G], ~scope.differs(ours_N, theirs_N), few_G, scope, policy)
+
+
+def realised_value(predictions: Predictions, weights: dict[str, float] | None) -> np.ndarray | Check:
+    """What each row turned out to be worth: the value function of its labels, NaN where one is not ripe.
+
+    Without `weights` they are recovered from production's own columns, since its value is a weighted sum of its scores.
+
+    Returns:
+        Realised value of each row, or the reason why it cannot be known.
+    """
+    if not predictions.value:
+        return not_applicable("ndcg", "ranking", "value_production or value_challenger is absent", action="value")
+    known = {action.name: action for action in predictions.actions if names.PRODUCTION in action.scores}
+    if weights is None:
+        recovered = _recover([action.scores[names.PRODUCTION] for action in known.values()], predictions.value[names.PRODUCTION])
+        if recovered is None:
+            why = "value_production is no weighted sum of the production_ columns, so what a row was worth is not known"
+            return not_applicable("ndcg", "ranking", f"{why}; hand the weights in to have it judged", action="value")
+        weights = dict(zip(known, recovered, strict=True))
+    used = {name: weight for name, weight in weights.items() if weight != 0}
+    missing = sorted(set(used) - {action.name for action in predictions.actions})
+    if missing or not used:
+        which = ", ".join(missing) or "every action"
+        return not_applicable("ndcg", "ranking", f"labels of {which} are absent or weigh nothing", action="value")
+    labels = {action.name: action.label_N for action in predictions.actions}
+    return np.sum([weight * labels[name] for name, weight in used.items()], axis=0)
+
+
+_RECOVERY_ROWS = 50_000
+_RECOVERY_ERROR = 1e-4  # of the value's spread: float32 columns and rounding, nothing more
+
+
+def _recover(scores: list[np.ndarray], value_N: np.ndarray) -> list[float] | None:
+    if not scores or len(value_N) < 10 * len(scores):
+        return None
+    step = max(1, len(value_N) // _RECOVERY_ROWS)
+    matrix_NA, value_N = np.stack(scores, axis=1)[::step], value_N[::step]
+    weights_A, _, rank, _ = np.linalg.lstsq(matrix_NA, value_N, rcond=1e-6)
+    error = float(np.abs(matrix_NA @ weights_A - value_N).max())
+    if rank < len(scores) or not error <= _RECOVERY_ERROR * max(float(np.abs(value_N).max()), 1e-12):
+        return None
+    scale_A = np.abs(weights_A) * np.abs(matrix_NA).max(axis=0)
+    return np.where(scale_A > _RECOVERY_ERROR * scale_A.max(initial=0.0), weights_A, 0.0).tolist()

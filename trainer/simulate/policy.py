@@ -4,7 +4,8 @@ A scorer maps (requests, candidates) to scores. The default one, `ProductionScor
 runs: it knows tastes and trend as of yesterday, misjudges every user a little and new items more, knows nothing of sessions,
 hours or positions, adds noise, and is too sure of itself. Its scores are what the log records.
 
-Shape suffixes: R requests, C candidates, S positions of a slate, T topics, K personal candidates, I live items.
+Shape suffixes: R requests, C candidates, S positions of a slate, T topics, K personal candidates, I live items, G cells of a
+grid.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from trainer.simulate.world import LATENT, Stream, World, generator
 # Production's value function; `conf/data/simulated.yaml` declares the same weights.
 VALUE_WEIGHTS = {"click": 1.0, "long_view": 1.0, "like": 3.0, "follow": 5.0, "watch_time": 0.02}
 _PERSONAL_SHARE = 2 / 3
+_GRID = 16  # cells an item of average weight has on the grid of draws
 _ERRORS = 65_521  # prime; item ids far apart share what production gets wrong about them
 
 
@@ -99,14 +101,17 @@ class Shelf:
                 remedy="raise simulation.births_per_day or simulation.lifetime_days",
             )  # fmt: skip
         self._world = world
-        self._order_I = np.argsort(items.topic_I, kind="stable")
+        order_I = np.argsort(items.topic_I, kind="stable")
         noise_I = generator(spec.seed, Stream.CANDIDATES, world.day, 1).standard_normal(len(items))
         # Items nobody has seen yet are pushed, or they would never be found out.
         weight_I = np.exp(0.6 * items.quality_I + 0.5 * noise_I) + 2.0 * (items.shown_I < 20)
-        self._cumulative_I = np.cumsum(weight_I[self._order_I])
-        ends_T = np.searchsorted(items.topic_I[self._order_I], np.arange(spec.topics), side="right")
-        edges_T = np.concatenate([[0.0], self._cumulative_I])[np.concatenate([[0], ends_T])]
-        self._low_T, self._mass_T = edges_T[:-1], np.diff(edges_T)
+        share_I = np.cumsum(weight_I[order_I]) / weight_I.sum()
+        # The inverse of the cumulated shares on a grid: a look-up is much cheaper than a search, and draws need not be finer.
+        grid = _GRID * len(items)
+        self._slot_G = order_I[np.searchsorted(share_I[:-1], (np.arange(grid) + 0.5) / grid, side="right")].astype(np.int32)
+        ends_T = np.searchsorted(items.topic_I[order_I], np.arange(spec.topics), side="right")
+        edges_T = grid * np.concatenate([[0.0], share_I])[np.concatenate([[0], ends_T])]
+        self._low_T, self._width_T = edges_T[:-1].astype(np.float32), np.diff(edges_T).astype(np.float32)
         self._wanted_TD = np.float32(1.4) * world.rules.topic_TD
 
     def draw(self, requests: Requests, uniform_RC: np.ndarray) -> Candidates:
@@ -124,11 +129,10 @@ class Shelf:
         share_RT = np.exp(taste_RT - taste_RT.max(axis=1, keepdims=True)).cumsum(axis=1)
         steps_K = (np.arange(personal, dtype=np.float32) + uniform_RC[:, -1:]) / personal  # systematic: few random numbers
         topic_RK = (share_RT[:, None, :-1] < (steps_K * share_RT[:, -1:])[:, :, None]).sum(axis=2)
-        mass_RC = uniform_RC * self._cumulative_I[-1]
-        mass_RC[:, :personal] = self._low_T[topic_RK] + uniform_RC[:, :personal] * self._mass_T[topic_RK]
-        place_RC = np.minimum(np.searchsorted(self._cumulative_I, mass_RC, side="right"), len(self._order_I) - 1)
-        slot_RC = np.sort(self._order_I[place_RC], axis=1)
-        return self._checked(requests, slot_RC)
+        place_RC = uniform_RC * np.float32(len(self._slot_G))
+        place_RC[:, :personal] = self._low_T[topic_RK] + uniform_RC[:, :personal] * self._width_T[topic_RK]
+        slot_RC = self._slot_G[np.minimum(place_RC.astype(np.int64), len(self._slot_G) - 1)]
+        return self._checked(requests, np.sort(slot_RC, axis=1))
 
     def _checked(self, requests: Requests, slot_RC: np.ndarray) -> Candidates:
         items = self._world.items

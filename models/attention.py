@@ -5,6 +5,7 @@ at once through one mask; tests hold them equal. Additional shape suffixes:
 
     R  rows of all sequences (BOS and tokens)        H  heads        E  width of a head        P  relative-bias buckets
     Q  rows that ask: the R rows, then N targets     B  sequences of one bucket        L, M  padded queries, keys of a bucket
+    X  padded positions of all buckets
 """
 
 from __future__ import annotations
@@ -46,32 +47,55 @@ class Rotary(nn.Module):
 
 
 @dataclass(frozen=True)
+class Padded:
+    """Runs of rows, padded to the longest of each bucket. Rows of all buckets are gathered at once: a gather a bucket would cost
+    a gradient of the full size a bucket.
+
+    Attributes:
+        index_X: int64, row of every padded position, bucket after bucket; padding repeats the last row of its run.
+        shapes: (B, L) of each bucket.
+    """
+
+    index_X: Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+    def gather(self, x_QHE: Tensor) -> list[Tensor]:
+        """Returns [B, H, L, E] for each bucket."""
+        parts = x_QHE.index_select(0, self.index_X).split([count * length for count, length in self.shapes])
+        return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def indices(self) -> list[Tensor]:
+        """Returns int64 [B, L] for each bucket."""
+        parts = self.index_X.split([count * length for count, length in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+@dataclass(frozen=True)
 class CausalLayout:
     """Rows of a batch, arranged for causal self-attention.
 
     Attributes:
         packing: The batch's rows.
-        buckets: int64 [B, L] each: row of every padded position; padding repeats the last row of its sequence.
-        inverse_R: int64, place of each row among the padded positions of all buckets.
+        padded: The rows of each sequence, grouped by length.
+        inverse_R: int64, place of each row among the padded positions.
     """
 
     packing: Packing
-    buckets: tuple[Tensor, ...]
+    padded: Padded
     inverse_R: Tensor
 
 
 def causal_layout(packing: Packing) -> CausalLayout:
     """Groups sequences by length."""
     groups = _groups(_rounded(packing.length_S))
-    buckets = tuple(_padded(packing.start_S[group_B], packing.length_S[group_B]) for group_B in groups)
-    inverse_R = _inverse(buckets, [packing.length_S[group_B] for group_B in groups], len(packing.sequence_R))
-    return CausalLayout(packing, buckets, inverse_R)
+    padded = _pad([(packing.start_S[group_B], packing.length_S[group_B]) for group_B in groups])
+    return CausalLayout(packing, padded, _inverse(padded, [packing.length_S[group_B] for group_B in groups], len(packing.sequence_R)))
 
 
 def causal_attention(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, layout: CausalLayout) -> Tensor:
     """Softmax attention of every row to its own sequence up to itself. Queries come scaled.
 
-    This is the one place where the kernel is chosen. All of them need the same facts, which the layout's packing holds.
+    This is the one place where the kernel is chosen; the layout's packing holds what a variable-length kernel needs.
 
     Args:
         q_RHE: Queries, already multiplied by the scale and rotated.
@@ -83,9 +107,8 @@ def causal_attention(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, layout: Causal
         [R, H, E].
     """
     outputs = []
-    for rows_BL in layout.buckets:
-        q, k, v = (x.index_select(0, rows_BL.flatten()).unflatten(0, rows_BL.shape).transpose(1, 2) for x in (q_RHE, k_RHE, v_RHE))
-        out_BHLE = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
+    for q_BHLE, k_BHLE, v_BHLE in zip(*map(layout.padded.gather, (q_RHE, k_RHE, v_RHE)), strict=True):
+        out_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE, is_causal=True, scale=1.0)
         outputs.append(out_BHLE.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, layout.inverse_R)
 
@@ -121,54 +144,45 @@ _HIDDEN_BIAS = -1e9  # silu(score - 1e9) and its derivative are exactly 0 in fp3
 
 
 @dataclass(frozen=True)
-class PairBucket:
-    """Sequences of similar size with all their (asking row, key row) pairs.
-
-    Attributes:
-        query_BL: int64 asking row of every padded position.
-        key_BM: int64 key row of every padded position.
-        bias_BLM: int32, bias row of the pair: position bucket x gap bucket, or `HIDDEN`.
-    """
-
-    query_BL: Tensor
-    key_BM: Tensor
-    bias_BLM: Tensor
-
-
-@dataclass(frozen=True)
 class PairLayout:
     """Rows and targets of a batch, arranged for pointwise attention.
 
     Attributes:
-        buckets: Pairs by sequence, grouped by size.
-        inverse_Q: int64, place of each asking row among the padded positions of all buckets.
+        queries: Asking rows of each sequence (its rows, then its targets), grouped by size.
+        keys: Rows of each sequence, in the same groups.
+        bias: int32 [B, L, M] a group: bias row of every pair (position bucket x gap bucket), or `HIDDEN`.
+        inverse_Q: int64, place of each asking row among the padded queries.
         self_bias_N: int32, bias row of a target with itself.
-        targets: N; the last N asking rows are targets.
     """
 
-    buckets: tuple[PairBucket, ...]
+    queries: Padded
+    keys: Padded
+    bias: tuple[Tensor, ...]
     inverse_Q: Tensor
     self_bias_N: Tensor
-    targets: int
 
 
 def pair_layout(packing: Packing, seen: Seen) -> PairLayout:
     """Groups sequences by their number of rows and of rows plus targets, and looks up every pair's bias row once a batch."""
     rows, targets = len(packing.sequence_R), len(packing.state_N)
     asking_S = packing.length_S + packing.target_length_S
-    first_target_S = rows + packing.target_length_S.cumsum(0) - packing.target_length_S
     groups = _groups(_rounded(packing.length_S) * 2**32 + _rounded(asking_S, octaves=2))
-    buckets = []
-    for group_B in groups:
-        start_B, length_B = packing.start_S[group_B], packing.length_S[group_B]
-        key_BM = _padded(start_B, length_B)
-        place_BL = _padded(torch.zeros_like(start_B), asking_S[group_B])
-        target_BL = place_BL - length_B[:, None] + first_target_S[group_B, None]
-        query_BL = torch.where(place_BL < length_B[:, None], start_B[:, None] + place_BL, target_BL)
-        buckets.append(PairBucket(query_BL, key_BM, _pair_bias(seen, query_BL, key_BM)))
-    inverse_Q = _inverse(tuple(bucket.query_BL for bucket in buckets), [asking_S[group_B] for group_B in groups], rows + targets)
+    keys = _pad([(packing.start_S[group_B], packing.length_S[group_B]) for group_B in groups])
+    first_S = asking_S.cumsum(0) - asking_S  # as if the targets of each sequence stood right behind its rows
+    queries = _pad([(first_S[group_B], asking_S[group_B]) for group_B in groups])
+    queries = Padded(_asking_order(packing)[queries.index_X], queries.shapes)
+    bias = tuple(_pair_bias(seen, *pair) for pair in zip(queries.indices(), keys.indices(), strict=True))
+    inverse_Q = _inverse(queries, [asking_S[group_B] for group_B in groups], rows + targets)
     time_N = seen.time_Q[rows:]
-    return PairLayout(tuple(buckets), inverse_Q, _bias_row(torch.zeros_like(time_N), gap_bucket(time_N, time_N)), targets)
+    return PairLayout(queries, keys, bias, inverse_Q, _bias_row(torch.zeros_like(time_N), gap_bucket(time_N, time_N)))
+
+
+def _asking_order(packing: Packing) -> Tensor:
+    """int64 [Q]: asking rows, sequence by sequence, the targets of a sequence behind its rows."""
+    sequence_S = torch.arange(len(packing.length_S), device=packing.length_S.device)
+    targets = len(packing.state_N)
+    target_sequence_N = sequence_S.repeat_interleave(packing.target_length_S, output_size=targets)
+    return torch.cat([packing.sequence_R, target_sequence_N]).argsort(stable=True)
 
 
 def _pair_bias(seen: Seen, query_BL: Tensor, key_BM: Tensor) -> Tensor:
@@ -199,10 +213,9 @@ def pointwise_attention(q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_PH: Te
     """
     table_PH = torch.cat([bias_PH, bias_PH.new_full((1, bias_PH.shape[1]), _HIDDEN_BIAS)])
     outputs = []
-    for bucket in layout.buckets:
-        q_BHLE = _heads_first(q_QHE, bucket.query_BL)
-        k_BHME, v_BHME = _heads_first(k_QHE, bucket.key_BM), _heads_first(v_QHE, bucket.key_BM)
-        bias_BLMH = F.embedding(bucket.bias_BLM, table_PH, padding_idx=HIDDEN)
+    parts = zip(layout.queries.gather(q_QHE), layout.keys.gather(k_QHE), layout.keys.gather(v_QHE), layout.bias, strict=True)
+    for q_BHLE, k_BHME, v_BHME, bias_BLM in parts:
+        bias_BLMH = F.embedding(bias_BLM, table_PH, padding_idx=HIDDEN)
         weight_BHLM = F.silu(q_BHLE @ k_BHME.transpose(-1, -2) + bias_BLMH.movedim(-1, 1))
         outputs.append((weight_BHLM.to(v_BHME.dtype) @ v_BHME).transpose(1, 2).flatten(0, 1))
     out_QHE = torch.cat(outputs).index_select(0, layout.inverse_Q)
@@ -230,10 +243,6 @@ def dense_pointwise_attention(
     return torch.einsum("hqk,khe->qhe", weight_HQQ, v_QHE)
 
 
-def _heads_first(x_QHE: Tensor, index_BL: Tensor) -> Tensor:
-    return x_QHE.index_select(0, index_BL.flatten()).unflatten(0, index_BL.shape).transpose(1, 2)
-
-
 def _rounded(length_S: Tensor, octaves: int = 4) -> Tensor:
     """Rounds lengths up to `octaves` steps an octave, to multiples of 16 at least: padding below a quarter, few buckets."""
     octave = torch.frexp(length_S.double()).exponent.long() - 1
@@ -248,20 +257,22 @@ def _groups(key_S: Tensor) -> list[Tensor]:
     return list(order_S.split(counts.tolist()))
 
 
-def _padded(start_B: Tensor, length_B: Tensor) -> Tensor:
-    """int64 [B, L]: `length` consecutive numbers from `start` on, the last one repeated up to the longest."""
-    place_L = torch.arange(int(length_B.max()), device=start_B.device)
-    return start_B[:, None] + torch.minimum(place_L[None, :], length_B[:, None] - 1)
+def _pad(runs: list[tuple[Tensor, Tensor]]) -> Padded:
+    """Pads runs of consecutive numbers, given as (first, count) of each run in each bucket."""
+    parts = []
+    for start_B, length_B in runs:
+        place_L = torch.arange(int(length_B.max()), device=start_B.device)
+        parts.append(start_B[:, None] + torch.minimum(place_L[None, :], length_B[:, None] - 1))
+    return Padded(torch.cat([part.flatten() for part in parts]), tuple((part.shape[0], part.shape[1]) for part in parts))
 
 
-def _inverse(buckets: tuple[Tensor, ...], lengths: list[Tensor], rows: int) -> Tensor:
-    """int64 [rows]: place of each row in the concatenation of all flattened buckets; padding is skipped."""
-    places, owners, base = [], [], 0
-    for rows_BL, length_B in zip(buckets, lengths, strict=True):
-        real_BL = torch.arange(rows_BL.shape[1], device=rows_BL.device) < length_B[:, None]
-        places.append(base + real_BL.flatten().nonzero().squeeze(1))
-        owners.append(rows_BL[real_BL])
-        base += rows_BL.numel()
-    inverse = torch.empty(rows, dtype=torch.int64, device=buckets[0].device)
-    inverse[torch.cat(owners)] = torch.cat(places)
+def _inverse(padded: Padded, lengths: list[Tensor], rows: int) -> Tensor:
+    """int64 [rows]: place of each row among the padded positions; `lengths` tells which of those are real."""
+    real = [
+        torch.arange(length, device=length_B.device) < length_B[:, None]
+        for (_, length), length_B in zip(padded.shapes, lengths, strict=True)
+    ]
+    place = torch.cat([part.flatten() for part in real]).nonzero().squeeze(1)
+    inverse = torch.empty(rows, dtype=torch.int64, device=place.device)
+    inverse[padded.index_X[place]] = place
     return inverse

@@ -117,7 +117,7 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNormalise(torch.autograd.Function):
-    """``x / sqrt(mean(x^2) + eps)`` in three passes; torch's own is composed of a dozen on CPU (30 times slower, measured)."""
+    """``x / sqrt(mean(x^2) + eps)`` in three passes; torch's own is made of a dozen on CPU (10,240 x 64: 35 ms)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
@@ -137,9 +137,9 @@ class _RMSNormalise(torch.autograd.Function):
 
 def rms_normalise(x: Tensor, eps: float) -> Tensor:
     """Divides [..., width] by its root mean square."""
-    if x.is_cuda:
-        return F.rms_norm(x, x.shape[-1:], eps=eps)
-    return _RMSNormalise.apply(x, eps)
+    if x.device.type == "cpu":
+        return _RMSNormalise.apply(x, eps)
+    return F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
 class Dropout(nn.Module):
@@ -160,7 +160,7 @@ class Dropout(nn.Module):
         """Returns `x` in eval() or at rate 0, else a copy with dropped elements."""
         if not self.training or self.rate == 0:
             return x
-        if x.is_cuda:
+        if x.device.type != "cpu":
             return F.dropout(x, self.rate)
         threshold = round(self.rate * 256)
         draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), None)

@@ -47,16 +47,16 @@ def pack(batch: Batch) -> Packing:
     """Computes the rows of a batch.
 
     Raises:
-        ValueError: If a target points behind the end of its sequence, or targets are not grouped by sequence (checked on CPU;
-            on an accelerator it would stall the device).
+        ValueError: If the offsets do not cover the tokens, a target points behind the end of its sequence, or targets are not
+            grouped by sequence (checked on CPU; on an accelerator it would stall the device).
     """
     offsets_S1 = batch.offsets_S1
     device = offsets_S1.device
     sequences = torch.arange(batch.sequences, device=device)
     start_S = offsets_S1[:-1] + sequences
     length_S = offsets_S1.diff() + 1
-    if not offsets_S1.is_cuda:
-        _check_targets(batch, length_S)
+    if device.type == "cpu":
+        _check(batch, length_S)
     sequence_R = sequences.repeat_interleave(length_S, output_size=batch.tokens + batch.sequences)
     position_R = torch.arange(len(sequence_R), device=device) - start_S[sequence_R]
     return Packing(
@@ -70,7 +70,10 @@ def pack(batch: Batch) -> Packing:
     )
 
 
-def _check_targets(batch: Batch, length_S: Tensor) -> None:
+def _check(batch: Batch, length_S: Tensor) -> None:
+    first, last = int(batch.offsets_S1[0]), int(batch.offsets_S1[-1])
+    if (first, last) != (0, batch.tokens) or (length_S < 1).any():
+        raise ValueError(f"offsets run from {first} to {last}; they must rise from 0 to the number of tokens, {batch.tokens}")
     position_N, sequence_N = batch.target_position_N, batch.target_sequence_N
     wrong_N = (position_N < 0) | (position_N >= length_S[sequence_N])
     if wrong_N.any():

@@ -118,7 +118,8 @@ class Ranker(Protocol):
         """Returns, for every parameter and persistent buffer, the meaning of each dimension.
 
         A dimension is named ``vocab:<vocabulary>`` (rows by id), ``numeric`` (rows by feature name), ``output`` (rows by output
-        name), ``history_action`` (rows by action name), or a width: ``dim``, ``ffn``, ``head`` (heads x head_dim),
-        ``context``, ``fixed``. The transfer plan matches keyed axes by key, never by position.
+        name), ``history_action`` (rows by action name), or a width: ``dim`` and ``context`` (the residual streams), ``ffn``
+        and ``context_ffn`` (inside their layers), ``head`` (heads x head_dim), ``heads`` (one entry a head), ``rotary``
+        (head_dim / 2), ``fixed`` (buckets). The transfer plan matches keyed axes by key, never by position.
         """
         ...

@@ -54,7 +54,8 @@ def make_batch(shape, lengths, targets, seed=0):
     known_TH, present_NF, known_NA = uniform(tokens, history) < 0.8, uniform(count, numeric) < 0.7, uniform(count, actions) < 0.8
     gap_T = (2 ** (uniform(tokens) * 12)).long() * 1000
     clock_T = uniform(tokens) < 0.8
-    label_NA = torch.stack([(uniform(count) < 0.3).float(), uniform(count) * 60, (uniform(count) * 4).floor()][:actions], 1) if actions else uniform(count, 0)
+    draws = {"binary": (uniform(count) < 0.3).float(), "duration": uniform(count) * 60, "count": (uniform(count) * 4).floor()}
+    label_NA = torch.stack([draws[action.kind] for action in shape.actions], 1) if actions else uniform(count, 0)
     return Batch(
         offsets_S1=torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()]),
         token_item_T=torch.randint(1, shape.vocabularies[shape.item_vocabulary], (tokens,), generator=generator),

@@ -7,10 +7,11 @@ the loader simply starts there. There is no shuffle buffer and nothing is droppe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.batch import Batch
 from trainer.data.batches import take
@@ -19,19 +20,34 @@ from trainer.data.shards import ShardStore
 
 
 class PlannedBatches(Dataset):
-    """Batches of one rank from a cursor on: item i is step ``start + i``."""
+    """Batches of one rank: item i is step i."""
 
-    def __init__(self, store: ShardStore, batches: list[PlannedBatch], start: int) -> None:
+    def __init__(self, store: ShardStore, batches: list[PlannedBatch]) -> None:
         self.store = store
         self.batches = batches
-        self.start = start
 
     def __len__(self) -> int:
-        return len(self.batches) - self.start
+        return len(self.batches)
 
     def __getitem__(self, index: int) -> Batch:
-        planned = self.batches[self.start + index]
+        planned = self.batches[index]
         return take(self.store.read(planned.key), planned.units_B)
+
+
+class RemainingSteps(Sampler[int]):
+    """Steps from the cursor on. Its length is that of the whole plan: Lightning adds the steps of the killed run to its count
+    of fetched batches, and would stop that many batches early if the loader told its remaining length.
+    """
+
+    def __init__(self, start: int, steps: int) -> None:
+        self.start = start
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.steps))
+
+    def __len__(self) -> int:
+        return self.steps
 
 
 def _identity(item: Batch) -> Batch:
@@ -58,9 +74,12 @@ class BatchModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Returns the loader of this rank's remaining batches."""
         rank = self.trainer.global_rank if self.trainer is not None else 0
-        remaining = PlannedBatches(self.store, self.plan.of_rank(rank), self.cursor)
         return DataLoader(
-            remaining, batch_size=None, num_workers=self.workers, collate_fn=_identity, persistent_workers=False,
+            PlannedBatches(self.store, self.plan.of_rank(rank)),
+            sampler=RemainingSteps(self.cursor, self.plan.steps),
+            batch_size=None,
+            collate_fn=_identity,
+            num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
         )
 

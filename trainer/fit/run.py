@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,7 @@ def fit(
         TrainingError: If training diverges, or a checkpoint belongs to another plan.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if config.threads:
         torch.set_num_threads(config.threads)
     task = RankingTask(
@@ -131,7 +134,11 @@ def fit(
     if not resume.exists():
         (folder / _STEPS).unlink(missing_ok=True)
     begin = time.perf_counter()
-    trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
+    with warnings.catch_warnings():
+        # Our loader resumes through the data module's cursor, which this warning cannot see.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
     seconds = time.perf_counter() - begin
     resume.unlink(missing_ok=True)
     averaged = task.average if task.average is not None else task.ranker

@@ -97,8 +97,8 @@ class RankingTask(L.LightningModule):
         else:
             optimizer.zero_grad(set_to_none=True)
             self._count_skipped(step)
-        self._record(StepLog(step, float(loss), factor, float(norm), not finite))
-        self.log("loss", loss.detach(), prog_bar=True, on_step=True, logger=True, batch_size=max(batch.targets, 1))
+        self._record(StepLog(step, float(loss.detach()), factor, float(norm), not finite))
+        self.log("loss", loss.detach(), prog_bar=True, on_step=True, logger=self.trainer.logger is not None, batch_size=max(batch.targets, 1))
         return loss.detach()
 
     def loss(self, batch: Batch) -> Tensor:

@@ -24,9 +24,9 @@ from trainer.data.shards import ShardKey
 from trainer.days import DayPlan
 from trainer.errors import DataError
 from trainer.fit.run import FitResult, fit
-from trainer.rebuild import read_partition, read_tail
+
 from trainer.schema.bundle import OPTIMIZER, TRUNK, BundleManifest
-from trainer.schema.examples import ExamplesManifest, vocabulary_path
+from trainer.schema.examples import ExamplesManifest, read_partition, read_tail, vocabulary_path
 from trainer.schema.hashing import sha256_json
 from trainer.schema.inputs import InputSpec
 from trainer.schema.plain import as_plain

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from trainer.data.plan import cut, plan_batches
+from trainer.data.shards import ShardKey
+
+KEYS = [ShardKey(f"2026-01-{day:02d}", bucket) for day in range(1, 6) for bucket in range(2)]
+
+
+def lengths(key):
+    rng = np.random.default_rng([int(key.day[-2:]), key.bucket])
+    return rng.integers(0, 60, 90), rng.integers(1, 5, 90)
+
+
+def plan(**overrides):
+    settings = {"batch_targets": 40, "batch_tokens": 600, "passes": 1, "seed": 3, **overrides}
+    return plan_batches(KEYS, lengths, **settings)
+
+
+def units(batches, *, new=True):
+    return sorted((b.key, int(u)) for b in batches if b.new is new for u in b.units_B)
+
+
+def test_every_unit_is_trained_exactly_once_per_pass():
+    expected = sorted((key, unit) for key in KEYS for unit in range(90))
+    assert units(plan().batches) == expected
+    assert units(plan(passes=3).batches) == sorted(expected * 3)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_ranks_share_every_step_and_lose_nothing(ranks):
+    planned = plan(ranks=ranks)
+    assert len(planned.batches) == planned.steps * ranks
+    assert all(len(planned.of_rank(rank)) == planned.steps for rank in range(ranks))
+    assert units(planned.batches) == units(plan().batches)
+
+
+def test_single_units_are_padded_with_empty_batches():
+    planned = plan_batches([KEYS[0]], lambda key: (np.array([5]), np.array([1])), batch_targets=1, batch_tokens=10, passes=1, seed=0, ranks=2)
+    assert [len(batch.units_B) for batch in planned.batches] == [1, 0]
+
+
+def test_budgets_hold():
+    for key in KEYS:
+        tokens_U, targets_U = lengths(key)
+        for batch in cut(tokens_U, targets_U, 40, 600, np.random.default_rng(0)):
+            assert (tokens_U[batch] + 1).sum() <= 600 + 60 or len(batch) == 1
+            assert targets_U[batch].sum() <= 40 + targets_U.max()
+
+
+def test_same_seed_same_plan_other_seed_other_plan():
+    def flat(planned):
+        return [(b.key, tuple(b.units_B)) for b in planned.batches]
+
+    assert flat(plan()) == flat(plan())
+    assert flat(plan()) != flat(plan(seed=4))
+
+
+def test_batches_hold_units_of_similar_length():
+    tokens_U, targets_U = lengths(KEYS[0])
+    batches = cut(tokens_U, targets_U, 40, 10_000, np.random.default_rng(0))
+    within = np.mean([tokens_U[b].std() for b in batches])
+    assert within < 0.5 * tokens_U.std()
+
+
+def test_replay_makes_up_its_share():
+    planned = plan(replay=KEYS[:2], replay_share=0.25)
+    replayed = sum(not batch.new for batch in planned.batches)
+    assert replayed / len(planned.batches) == pytest.approx(0.25, abs=0.02)
+    assert units(planned.batches) == units(plan().batches)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from trainer.errors import CheckpointError, RegistryError
 from trainer.release.records import as_json, guarded, read_record
-from trainer.schema.files import sha256_of, sync_tree, write_text
+from trainer.schema.files import sync_tree, write_text
+from trainer.schema.hashing import sha256_file
 from trainer.schema.release import RECORD, ReleaseRecord
 
 _CHUNK = 1 << 20
@@ -50,7 +51,7 @@ def verify_release(folder: Path) -> ReleaseRecord:
         for name, expected in sorted(record.files.items()):
             if name not in present:
                 raise CheckpointError("a file of a sealed release is missing", where=folder / name, remedy=_RESTORE)
-            if (got := sha256_of(folder / name)) != expected:
+            if (got := sha256_file(folder / name)) != expected:
                 raise CheckpointError(
                     "a file of a sealed release was altered", where=folder / name, got=f"sha256 {got}", expected=f"sha256 {expected}",
                     remedy=_RESTORE,
@@ -136,7 +137,7 @@ def _copy(source: Path, target: Path) -> str:
         os.fsync(writer.fileno())
         if hasattr(os, "posix_fadvise"):  # read back from the disk, not from the cache
             os.posix_fadvise(writer.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if (got := sha256_of(target)) != digest.hexdigest():
+    if (got := sha256_file(target)) != digest.hexdigest():
         raise CheckpointError(
             "a file read back from the registry differs from what was written", where=target, got=got, expected=digest.hexdigest(),
             remedy="the disk or its driver is faulty: choose another registry.root",

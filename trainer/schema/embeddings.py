@@ -20,6 +20,16 @@ import pyarrow as pa
 
 EMBEDDINGS_VERSION = 1
 
+MANIFEST = "manifest.json"
+USER = "user"
+ITEM = "item"
+PAIR = "pair"
+WIDE = "_wide"  # suffix of an entity's wide view
+
+PAIR_KEYS = ("user", "item", "time")
+PAIR_DOT = "dot"
+PAIR_SCORE = "score_"
+
 
 @dataclass(frozen=True)
 class VectorBlock:
@@ -65,7 +75,7 @@ class EmbeddingManifest:
         as_of: Cut-off day of the histories.
         dim: Width D.
         dtype: ``float32``.
-        entities: Entity -> number of rows.
+        entities: Entity (and ``pair``, if pair scalars were written) -> number of rows.
         coverage: Entity -> share of the holdout's rows whose entity has a vector.
         shards: Entity (or view) -> files.
         norms: Entity -> {min, mean, max} Euclidean norm.

@@ -1,9 +1,8 @@
-"""How artefacts reach the disk: hashed, flushed, renamed into place; never half a file under a final name."""
+"""How artefacts reach the disk: flushed, then renamed into place; never half a file under a final name."""
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -11,12 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _POLL_S = 0.02
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the hash of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -1,0 +1,7 @@
+"""Embeddings as files that consumers can trust: streamed, checked, hashed, read back, and visible only as a whole. No torch."""
+
+from trainer.export.drift import compare
+from trainer.export.read import lookup, read_embeddings, read_manifest, read_pairs
+from trainer.export.write import export
+
+__all__ = ["compare", "export", "lookup", "read_embeddings", "read_manifest", "read_pairs"]

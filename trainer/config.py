@@ -171,6 +171,7 @@ class WarmStartConfig:
         new_id_noise: Standard deviation of noise on new rows, as a share of the trained rows' deviation.
         optimizer: ``carry`` (moments by name and row) or ``reset``.
         retire_after_days: Ids not seen for so long lose their row; 0 keeps all.
+        approximate: Whether an architecture other than production's may start from what both share; the difference is measured.
         replay_share: Share of training targets drawn again from days production has already trained on.
     """
 
@@ -180,6 +181,7 @@ class WarmStartConfig:
     new_id_noise: float = 0.0
     optimizer: str = "carry"
     retire_after_days: int = 0
+    approximate: bool = False
     replay_share: float = 0.0
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from trainer.data.encode import Shard
 from trainer.data.inputs import freeze_inputs, merge_vocabulary
 from trainer.data.shards import ShardKey
 from trainer.days import DayPlan
-from trainer.errors import DataError
+from trainer.errors import CheckpointError, DataError
 from trainer.fit.run import FitResult, fit
 
 from trainer.schema.bundle import OPTIMIZER, TRUNK, BundleManifest
@@ -172,6 +172,12 @@ def begin(
     """Gives a freshly initialised ranker its starting weights: production's, carried over and verified, or its own."""
     if production is None:
         return Start(ranker, {}, None)
+    architecture = production.manifest.shape["architecture"]
+    if architecture != ranker.shape.architecture and not config.warm_start.approximate:
+        raise CheckpointError(
+            "production has another architecture: its trunk cannot be carried over exactly", where="model.name", got=ranker.shape.architecture,
+            expected=architecture, remedy="warm_start.approximate=true keeps tables and the context network; warm_start=none starts cold",
+        )
     parent = build_ranker(production, TRUNK)
     source = Side.of(parent, production.vocabularies, production.sha256)
     target = Side.of(ranker, encoder.vocabularies)

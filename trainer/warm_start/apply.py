@@ -83,9 +83,9 @@ def _fill_rows(table: Tensor, kept: np.ndarray, move: AxisMove, noise: float, ge
     new = torch.from_numpy(np.setdiff1d(np.arange(len(table)), kept))
     trained = table[torch.from_numpy(kept[kept > OOV_ROW])]
     if move.fill == "oov":
-        table[new] = table[OOV_ROW].expand(len(new), *table.shape[1:])
+        table[new] = table[OOV_ROW].clone()
     elif move.fill == "mean" and len(trained):
-        table[new] = trained.mean(0).expand(len(new), *table.shape[1:])
+        table[new] = trained.mean(0)
     if noise > 0 and len(trained) > 1:
         table[new] += torch.randn(len(new), *table.shape[1:], generator=generator) * (noise * float(trained.std()))
 

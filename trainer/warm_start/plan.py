@@ -22,6 +22,7 @@ from trainer.schema.transfer import AxisMove, TensorFate, TransferPlan
 from trainer.schema.vocabulary import RESERVED_ROWS, Vocabulary
 
 GROWING = ("ffn", "head", "heads", "context_ffn")  # inner widths: produced by one weight, consumed by another
+TRUNK_BLOCKS = ("blocks.", "rotary.")
 _BLOCK = re.compile(r"^(.*\b(?:blocks|layers))\.(\d+)\.")
 
 
@@ -34,6 +35,7 @@ class Side:
         axes: Tensor -> meaning of each dimension.
         keys: Keyed axis without a vocabulary (``numeric``, ``output``, ``history_action``) -> its keys in order.
         vocabularies: Vocabulary name -> ids and traffic.
+        architecture: Name of the architecture; blocks of different ones share names but no meaning.
         sha256: Hash of the bundle, empty for a ranker that is not a bundle yet.
     """
 
@@ -41,6 +43,7 @@ class Side:
     axes: Mapping[str, Sequence[str]]
     keys: Mapping[str, Sequence[str]]
     vocabularies: Mapping[str, Vocabulary]
+    architecture: str
     sha256: str = ""
 
     @classmethod
@@ -52,6 +55,7 @@ class Side:
             axes=ranker.axes(),
             keys={"numeric": shape.numeric, "output": shape.outputs, "history_action": shape.history_actions},
             vocabularies=vocabularies,
+            architecture=shape.architecture,
             sha256=sha256,
         )
 
@@ -85,6 +89,8 @@ def plan(source: Side, target: Side, new_ids: str = "oov") -> TransferPlan:
 def _fate(name: str, source: Side, target: Side, new_ids: str) -> TensorFate:
     shape = list(target.shapes[name])
     axes = target.axes[name]
+    if source.architecture != target.architecture and name.startswith(TRUNK_BLOCKS):
+        return TensorFate(target=name, source=None, fate="initialised", shape=shape, reason=f"blocks of {source.architecture} mean something else")
     if name not in source.shapes:
         return _fresh(name, shape, axes, source)
     if tuple(source.axes[name]) != tuple(axes):

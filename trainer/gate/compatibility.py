@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.errors import ConfigError, nearest
-from trainer.gate.decide import Measured, Question, measure
+from trainer.gate.decide import Measured, Question, either_side, measure
 from trainer.gate.scope import Scope
 from trainer.gate.table import Predictions, not_applicable
 from trainer.metrics import mean, quotient
@@ -34,6 +34,8 @@ class Threshold:
         at_least: Rows at or above are counted.
         margin: Tolerated relative change of their share.
         scores: Production's and the challenger's scores of all rows.
+        declared: Whether a rule declares it; otherwise it stands in for rules nobody wrote down.
+        outcome_N: What the score predicts, NaN where not ripe; null where that is not known.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Threshold:
     at_least: float
     margin: float
     scores: tuple[np.ndarray, np.ndarray]
+    declared: bool
+    outcome_N: np.ndarray | None
 
 
 def rule_scores(predictions: Predictions, rules: RuleSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -96,16 +100,36 @@ def check_rules(rules: RuleSet, predictions: Predictions) -> list[Check]:
     return absent
 
 
-def thresholds(predictions: Predictions, rules: RuleSet, policy: GatePolicy) -> tuple[list[Threshold], list[Check]]:
-    """Returns the thresholds to be compared, and what stands in their way as checks."""
+def thresholds(
+    predictions: Predictions, rules: RuleSet, policy: GatePolicy, realised_N: np.ndarray | None
+) -> tuple[list[Threshold], list[Check]]:
+    """Returns the thresholds to be compared, and what stands in their way as checks.
+
+    Args:
+        predictions: The table.
+        rules: Declared rules; production's quantiles stand in for an empty set.
+        policy: Margins and quantiles.
+        realised_N: Realised value of each row, if it is known.
+    """
     scores = rule_scores(predictions, rules)
     if not rules.empty:
         declared = [(name, rule.score, rule.at_least) for name, rule in rules.thresholds.items()]
         declared += [(name, rule.score, rule.at_most) for name, rule in rules.caps.items()]
         live = [
-            Threshold(f"share_{name}", score, at, policy.share_margin, scores[score]) for name, score, at in declared if score in scores
+            Threshold(f"share_{name}", score, at, policy.share_margin, scores[score], True, None)
+            for name, score, at in declared
+            if score in scores
         ]
         return live, []
+    outcomes: dict[str, np.ndarray | None] = {action.name: action.label_N for action in predictions.actions}
+    outcomes[VALUE] = realised_N
+    return _stand_ins(predictions, scores, outcomes, policy)
+
+
+def _stand_ins(
+    predictions: Predictions, scores: dict[str, tuple[np.ndarray, np.ndarray]], outcomes: dict[str, np.ndarray | None], policy: GatePolicy
+) -> tuple[list[Threshold], list[Check]]:
+    """Production's quantiles as thresholds, as far as the rows fix them."""
     found, skipped = [], []
     for name, pair in scores.items():
         for share in policy.quantiles:
@@ -121,65 +145,117 @@ def thresholds(predictions: Predictions, rules: RuleSet, policy: GatePolicy) -> 
                 why = f"production gives one score to {actual:.1%} of the traffic, so its top {share:.4g} is no threshold"
                 skipped.append(not_applicable(check, "scores", why, action=name))
                 continue
-            found.append(Threshold(check, name, at, policy.quantile_share_margin, pair))
+            found.append(Threshold(check, name, at, policy.quantile_share_margin, pair, False, outcomes.get(name)))
     return found, skipped
 
 
-def traffic(threshold: Threshold, scope: Scope, policy: GatePolicy, severity: str) -> list[Question]:
-    """Asks in every group whether the share of traffic over a threshold changed by more than the margin, up or down.
+def traffic(threshold: Threshold, where: Sequence[Scope], policy: GatePolicy, severity: str) -> list[Question]:
+    """Asks in every scope whether the share of traffic over a threshold changed by more than the margin, up or down.
 
-    The test is on ``challenger - (1 + margin) * production`` and its mirror image, which need no logarithm: a challenger that sends
-    nothing over the threshold is tested like any other.
+    At a stand-in threshold the change is excused where labels back it. If they do so on all rows, a slice is compared with the
+    change on all rows: a better model spreads its scores everywhere, and only a slice that moved differently is news.
     """
-    theirs_N, ours_N = ((score_N[scope.kept_N] >= threshold.at_least).astype(float) for score_N in threshold.scores)
-    margin = threshold.margin * scope.factor
-    rows = scope.rows
-    ours_G, theirs_G = rows.sum_G(rows.weight_N * ours_N), rows.sum_G(rows.weight_N * theirs_N)
-    counted_G = [rows.sum_G(x_N) for x_N in (ours_N, theirs_N)]
-    change_G = measure(quotient(ours_N, theirs_N, rows), rows)
-    up_G, down_G = (measure(mean(x_N, rows), rows) for x_N in (ours_N - (1 + margin) * theirs_N, theirs_N / (1 + margin) - ours_N))
-    same_G = ~scope.differs(ours_N, theirs_N)
-    questions = []
-    for g in scope.present:
-        seen = int(max(counted_G[0][g], counted_G[1][g]))
-        few = f"{seen:,} rows above, {policy.min_positives:,} needed" if seen < policy.min_positives and not same_G[g] else None
-        found = Measured(1.0, 0.0, math.inf) if same_G[g] else change_G[g]
-        p = min(1.0, up_G[g].p_above(0.0) + down_G[g].p_above(0.0)) if not same_G[g] and _sure(up_G[g], down_G[g]) else 1.0
-        shares = [float(x_G[g] / rows.total_G[g]) if rows.total_G[g] > 0 else math.nan for x_G in (theirs_G, ours_G)]
-        questions.append(_share_question(threshold, scope, g, found, p, shares, few, margin, policy, severity))
+    questions: list[Question] = []
+    usual = 1.0
+    for scope in where:
+        shift = _shift(threshold, scope, usual, policy)
+        questions += [_share_question(threshold, scope, g, shift, policy, severity) for g in scope.present]
+        if scope.slices == [ALL] and shift.backed_G[0] and math.isfinite(shift.change_G[0].value) and shift.change_G[0].value > 0:
+            usual = shift.change_G[0].value
     return questions
 
 
-def _sure(*found: Measured) -> bool:
-    return all(math.isfinite(one.se) for one in found)
+@dataclass(frozen=True)
+class _Shift:
+    """Traffic over a threshold in every group.
+
+    Attributes:
+        shares_G: Production's and the challenger's share.
+        seen_G: Rows above, of the model that has more.
+        change_G: The challenger's share over production's.
+        p_G: p-value of "the change is within the margin".
+        backed_G: Whether labels back the change.
+        same_G: Whether both models decide every row alike.
+        margin: Tolerated relative change.
+        usual: Change that is expected, 1 unless all rows changed with the labels' backing.
+    """
+
+    shares_G: tuple[np.ndarray, np.ndarray]
+    seen_G: np.ndarray
+    change_G: list[Measured]
+    p_G: list[float]
+    backed_G: list[bool]
+    same_G: np.ndarray
+    margin: float
+    usual: float
 
 
-def _share_question(
-    threshold: Threshold, scope: Scope, group: int, change: Measured, p: float, shares: Sequence[float], few: str | None,
-    margin: float, policy: GatePolicy, severity: str,
-) -> Question:  # fmt: skip
-    low, high = change.interval(policy.confidence)
-    known = math.isfinite(change.value) and math.isfinite(change.se)
-    if not known and few is None:
-        few = "production sends nothing over it" if p > policy.alpha else None
-    # Relative to production's share; a change down is bounded by the mirror image of the margin up, 1 / (1 + margin).
-    bounds = change.upper(policy.confidence) - 1, _mirror(2 * change.value - change.upper(policy.confidence))
-    estimate = change.value - 1 if known else None
-    words = f"{shares[0]:.4%} -> {shares[1]:.4%} of the traffic"
-    words += f" ({change.value:.2f} times [{max(low, 0):.2f}, {high:.2f}])" if known else ""
-    check = Check(
-        name=threshold.name, family="scores", action=threshold.score, slice=scope.slices[group], estimate=estimate,
-        low=low - 1 if known else None, high=high - 1 if known else None, margin=margin, p=p, n=int(scope.rows.n_G[group]),
-        outcome="pass", severity=severity,
-        sentence=f"{threshold.score} >= {threshold.at_least:.5g} ({scope.slices[group]}): {words}, tolerated {margin:.0%}",
+def _shift(threshold: Threshold, scope: Scope, usual: float, policy: GatePolicy) -> _Shift:
+    """Measures the traffic; the test is on ``challenger - (1 + margin) * production`` and its mirror image.
+
+    These need no logarithm, so a challenger that sends nothing over the threshold is tested like any other.
+    """
+    theirs_N, ours_N = ((score_N[scope.kept_N] >= threshold.at_least).astype(float) for score_N in threshold.scores)
+    rows, margin = scope.rows, threshold.margin * scope.factor
+    high, low = usual * (1 + margin), usual / (1 + margin)
+    up_G, down_G = (measure(mean(x_N, rows), rows) for x_N in (ours_N - high * theirs_N, low * theirs_N - ours_N))
+    same_G = ~scope.differs(ours_N, theirs_N)
+    change_G = measure(quotient(ours_N, theirs_N, rows), rows)
+    exact = Measured(1.0, 0.0, math.inf)
+    return _Shift(
+        shares_G=(mean(theirs_N, rows).value_G, mean(ours_N, rows).value_G),
+        seen_G=np.maximum(rows.sum_G(ours_N), rows.sum_G(theirs_N)),
+        change_G=[exact if same else found for same, found in zip(same_G.tolist(), change_G, strict=True)],
+        p_G=[either_side(up.p_above(0.0), down.p_above(0.0)) for up, down in zip(up_G, down_G, strict=True)],
+        backed_G=_backed(threshold, scope, ours_N != theirs_N, policy), same_G=same_G, margin=margin, usual=usual,
     )  # fmt: skip
-    upper = max(bounds) if known else math.inf
+
+
+def _backed(threshold: Threshold, scope: Scope, moved_N: np.ndarray, policy: GatePolicy) -> list[bool]:
+    """Whether the challenger's squared error on the rows that changed sides is shown to be smaller than production's."""
+    if threshold.declared or threshold.outcome_N is None or not policy.excuse_backed:
+        return [False] * scope.rows.groups
+    outcome_N = threshold.outcome_N[scope.kept_N]
+    theirs_N, ours_N = ((score_N[scope.kept_N] - outcome_N) ** 2 for score_N in threshold.scores)
+    gain_N = np.where(moved_N & np.isfinite(outcome_N), theirs_N - ours_N, 0.0)
+    return [
+        math.isfinite(gain.se) and gain.value > 0 and gain.p_above(0.0) < policy.alpha
+        for gain in measure(mean(gain_N, scope.rows), scope.rows)
+    ]
+
+
+def _share_question(threshold: Threshold, scope: Scope, group: int, shift: _Shift, policy: GatePolicy, severity: str) -> Question:
+    change, same, seen = shift.change_G[group], bool(shift.same_G[group]), int(shift.seen_G[group])
+    known = math.isfinite(change.value) and math.isfinite(change.se)
+    backed = shift.backed_G[group] and not same
+    p = 1.0 if same or backed or not math.isfinite(shift.p_G[group]) else shift.p_G[group]
+    few = None
+    if not same and seen < policy.min_positives:
+        few = f"{seen:,} rows above, {policy.min_positives:,} needed"
+    elif not known and p > policy.alpha:
+        few = "production sends nothing over it"
+    low, high = change.interval(policy.confidence)
+    words = f"{shift.shares_G[0][group]:.4%} -> {shift.shares_G[1][group]:.4%} of the traffic"
+    words += f" ({change.value:.2f} times [{max(low, 0):.2f}, {high:.2f}])" if known else ""
+    words += f" where all rows together changed {shift.usual:.2f} times" if shift.usual != 1 else ""
+    words += ", backed by labels on the rows that changed sides" if backed else ""
+    check = Check(
+        name=threshold.name, family="scores", action=threshold.score, slice=scope.slices[group], margin=shift.margin, p=p,
+        estimate=change.value - 1 if known else None, low=low - 1 if known else None, high=high - 1 if known else None,
+        n=int(scope.rows.n_G[group]), outcome="pass", severity=severity,
+        sentence=f"{threshold.score} >= {threshold.at_least:.5g} ({scope.slices[group]}): {words}, tolerated {shift.margin:.0%}",
+    )  # fmt: skip
+    upper = -math.inf if backed else _farthest(change, shift.usual, policy)
     return Question(check=check, upper=upper, se=change.se, dof=change.dof, too_few=few)
 
 
-def _mirror(low: float) -> float:
-    """How many times more traffic production sends, less one, if the challenger sends `low` times production's."""
-    return 1 / low - 1 if low > 0 else math.inf
+def _farthest(change: Measured, usual: float, policy: GatePolicy) -> float:
+    """One-sided bound of how far the change may be from the usual one; down counts as its mirror image, 1 / change."""
+    if not math.isfinite(change.value) or not math.isfinite(change.se):
+        return math.inf
+    high = change.upper(policy.confidence) / usual
+    low = (2 * change.value - change.upper(policy.confidence)) / usual
+    return max(high - 1, 1 / low - 1 if low > 0 else math.inf)
 
 
 def churn(threshold: Threshold, scope: Scope, policy: GatePolicy) -> list[Question]:

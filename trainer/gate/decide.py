@@ -59,6 +59,11 @@ def excess_p(excess: float, se: float, dof: float) -> float:
     return upper_tail(excess / se, dof)
 
 
+def either_side(p_above: float, p_below: float) -> float:
+    """p-value of "within both margins" from the two one-sided ones: the near side's tail and the far side's beyond it."""
+    return min(1.0, min(p_above, p_below) + 1 - max(p_above, p_below))
+
+
 def reach(se: float, dof: float, level: float) -> float:
     """Distance from an estimate to its one-sided bound at `level`; 0 for an estimate without noise."""
     if math.isnan(se):
@@ -89,8 +94,7 @@ class Measured:
 
     def p_outside(self, below: float, above: float) -> float:
         """p-value of "the truth lies in [below, above]"."""
-        p = excess_p(self.value - above, self.se, self.dof) + excess_p(below - self.value, self.se, self.dof)
-        return min(1.0, p)
+        return either_side(excess_p(self.value - above, self.se, self.dof), excess_p(below - self.value, self.se, self.dof))
 
 
 def measure(estimate: Estimate, rows: Rows) -> list[Measured]:

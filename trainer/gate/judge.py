@@ -95,8 +95,9 @@ def judge(
         elif names.CHALLENGER in action.scores:  # otherwise its scores are unsound, which is a failed check already
             _sanity(docket, table, action)
     if compared:
-        _judge_scores(docket, table, rules)
-        _judge_slates(docket, table, rules, value_weights)
+        gain = realised_value(table, value_weights)
+        _judge_scores(docket, table, rules, None if isinstance(gain, Check) else gain)
+        _judge_slates(docket, table, rules, gain)
     elif not any(check.name == "scores" for check in table.findings):
         docket.checks.append(_first(policy))
     checks = [_json_safe(check) for check in [*docket.checks, *settle(docket.questions, policy)]]
@@ -133,22 +134,20 @@ def _not_below_counting(action: ActionColumns, scope: Scope, policy: GatePolicy)
     return [replace(question, upper=-math.inf) for question in asked if question.check.name.startswith(("auc", "rank_correlation"))]
 
 
-def _judge_scores(docket: _Docket, table: Predictions, rules: RuleSet) -> None:
+def _judge_scores(docket: _Docket, table: Predictions, rules: RuleSet, realised_N: np.ndarray | None) -> None:
     """Traffic over thresholds, churn, mean scores: every row counts, ripe or not."""
     policy, where = docket.policy, scopes(table, docket.policy)
-    live, skipped = thresholds(table, rules, policy)
+    live, skipped = thresholds(table, rules, policy, realised_N)
     docket.checks += [*check_rules(rules, table), *skipped]
     for threshold in live:
-        for scope in where:
-            docket.ask((threshold.name, threshold.score, "scores"), traffic, threshold, scope, policy, docket.severity("scores"))
+        docket.ask((threshold.name, threshold.score, "scores"), traffic, threshold, where, policy, docket.severity("scores"))
         docket.ask(("churn", threshold.score, "scores"), churn, threshold, where[0], policy)
     docket.ask(("mean_score", ALL, "scores"), mean_scores, table, where[0], policy)
 
 
-def _judge_slates(docket: _Docket, table: Predictions, rules: RuleSet, weights: dict[str, float] | None) -> None:
+def _judge_slates(docket: _Docket, table: Predictions, rules: RuleSet, gain: np.ndarray | Check) -> None:
     """NDCG of the value, composition and overlap of the slates."""
     policy = docket.policy
-    gain = realised_value(table, weights)
     if isinstance(gain, Check):
         docket.checks.append(gain)
     else:

@@ -63,6 +63,8 @@ class GatePolicy:
         ecce_margin: Tolerated range of the cumulative calibration error, as a share of the base rate.
         share_margin: Tolerated relative change of the traffic above a threshold that the rules declare.
         quantile_share_margin: The same at production's own quantiles, which stand in for thresholds when no rule is declared.
+        excuse_backed: Whether traffic at a stand-in threshold may change where labels show that the challenger is right about the rows
+            that changed sides. A threshold that the rules declare is never excused: it was tuned on production's scale.
         slice_factor: A margin on a slice is so many times the margin on all rows.
         quantiles: Shares of traffic above the stand-in thresholds.
         rows_per_quantile: A quantile q is used from ``rows_per_quantile / q`` rows on: fewer do not fix its threshold to 5 %.
@@ -98,6 +100,7 @@ class GatePolicy:
     ecce_margin: float = 0.02
     share_margin: float = 0.10
     quantile_share_margin: float = 0.15
+    excuse_backed: bool = True
     slice_factor: float = 2.0
     quantiles: list[float] = field(default_factory=lambda: [0.1, 0.01, 0.001])
     rows_per_quantile: float = 800.0

@@ -134,7 +134,7 @@ def _session_starts(rng: np.random.Generator, night_P: np.ndarray, user_P: np.nd
     hours_H = np.concatenate([[0.0], np.cumsum(_HOUR_WEIGHTS)]) / sum(_HOUR_WEIGHTS)
     hour_P = (np.interp(rng.random(len(user_P)), hours_H, np.arange(25)) + night_P) % 24
     time_P = start_ms + (hour_P / 24 * (end_ms - start_ms)).astype(np.int64)
-    place_P = np.cumsum(np.concatenate([[0], np.diff(user_P) != 0]))
+    place_P = np.cumsum(np.concatenate([0 * user_P[:1], np.diff(user_P) != 0]))
     return time_P[np.lexsort((time_P, place_P))]
 
 

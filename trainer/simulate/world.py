@@ -126,7 +126,7 @@ class Items:
     Attributes:
         id_I: Item id, 1 for the first ever born.
         born_ms_I: Instant of birth.
-        dies_I: Day (index) on which the item is gone.
+        dies_I: First day (index) on which the item is gone.
         author_I: Author.
         topic_I: Topic.
         latent_ID: Place in the latent space.
@@ -319,7 +319,8 @@ def _draw_items(
     return Items(
         id_I=np.arange(first_id, first_id + count, dtype=np.int64),
         born_ms_I=born_ms_N.astype(np.int64),
-        dies_I=day + 1 + np.ceil(rng.exponential(spec.lifetime_days, count)).astype(np.int64),
+        # Born at noon on average and gone at a midnight: whole days rounded down give the declared mean.
+        dies_I=day + 1 + rng.exponential(spec.lifetime_days, count).astype(np.int64),
         author_I=author_N,
         topic_I=topic_N,
         latent_ID=latent_ND.astype(np.float32),

@@ -20,7 +20,10 @@ def vocabulary(name, keys):
 
 def inputs(actions=("click", "like"), numeric=("rate", "age"), categorical=("tab",), max_history=8, history=None):
     return InputSpec(
-        actions=[Action(name=name, kind="duration" if name == "watch" else "binary", base_rate=0.3, weight=1.0, maturity_ms=0) for name in actions],
+        actions=[
+            Action(name=name, kind="duration" if name == "watch" else "binary", base_rate=0.3, weight=1.0, maturity_ms=0)
+            for name in actions
+        ],
         history_actions=list(actions if history is None else history),
         numeric=[NumericInput(name=name, transform="none", mean=0.0, std=1.0) for name in numeric],
         categorical={name: name for name in categorical},
@@ -82,5 +85,15 @@ def tables(users=30, rows=200, tail_rows=150, seed=0, items=40):
 def model_config(**overrides):
     from trainer.config import ModelConfig
 
-    settings = {"name": "sasrec", "dim": 16, "layers": 2, "heads": 2, "head_dim": 8, "ffn_dim": 32, "context_dim": 16, "max_history": 8, "dropout": 0.1}
+    settings = {
+        "name": "sasrec",
+        "dim": 16,
+        "layers": 2,
+        "heads": 2,
+        "head_dim": 8,
+        "ffn_dim": 32,
+        "context_dim": 16,
+        "max_history": 8,
+        "dropout": 0.1,
+    }
     return ModelConfig(**{**settings, **overrides})

@@ -188,7 +188,9 @@ def _check_key(parts: list[str], kind: Any, whole: str) -> None:
     fields = {field.name for field in dataclasses.fields(kind)}
     if parts[0] not in fields:
         prefix = whole[: len(whole) - len(".".join(parts))]
-        raise ConfigError("unknown key", where="command line", got=whole, remedy=nearest(parts[0], fields) + (f" (below {prefix[:-1]})" if prefix else ""))
+        raise ConfigError(
+            "unknown key", where="command line", got=whole, remedy=nearest(parts[0], fields) + (f" (below {prefix[:-1]})" if prefix else "")
+        )
     hint = typing.get_type_hints(kind)[parts[0]]
     candidates = [hint, *typing.get_args(hint)]
     if len(parts) == 1:
@@ -217,7 +219,8 @@ def _raise_on_signals() -> None:
 
     def stop(number: int, frame: Any) -> None:
         raise Stopped(
-            f"stopped by {signal.Signals(number).name}", remedy="start the same command again with the same run_dir: finished stages are kept"
+            f"stopped by {signal.Signals(number).name}",
+            remedy="start the same command again with the same run_dir: finished stages are kept",
         )
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -40,19 +40,35 @@ def choose_as_of(as_of: str | None, days: list[str], where: str) -> str:
         DataError: If the log has no days, or none on or before `as_of`.
     """
     if not days:
-        raise DataError("no data: the log has no day", where=where, expected="folders such as dt=2022-05-01 with files in them",
-                        remedy="check data.root and data.layout")
+        raise DataError(
+            "no data: the log has no day",
+            where=where,
+            expected="folders such as dt=2022-05-01 with files in them",
+            remedy="check data.root and data.layout",
+        )
     chosen = as_of or days[-1]
     if chosen < days[0]:
-        raise DataError("as_of lies before the first day of the log", where=where, got=chosen, expected=f"{days[0]} .. {days[-1]}",
-                        remedy=f"use as_of={days[-1]}")
+        raise DataError(
+            "as_of lies before the first day of the log",
+            where=where,
+            got=chosen,
+            expected=f"{days[0]} .. {days[-1]}",
+            remedy=f"use as_of={days[-1]}",
+        )
     if chosen not in days:
-        raise DataError("no data for as_of", where=where, got=chosen, expected=f"a day of the log ({days[0]} .. {days[-1]})",
-                        remedy="wait for the day's partition, or choose another as_of")
+        raise DataError(
+            "no data for as_of",
+            where=where,
+            got=chosen,
+            expected=f"a day of the log ({days[0]} .. {days[-1]})",
+            remedy="wait for the day's partition, or choose another as_of",
+        )
     return chosen
 
 
-def plan_days(spec: LogSpec, health: HealthMap, contents: dict[str, str], trained: dict[str, str], as_of: str, holdout_days: int) -> DayPlan:
+def plan_days(
+    spec: LogSpec, health: HealthMap, contents: dict[str, str], trained: dict[str, str], as_of: str, holdout_days: int
+) -> DayPlan:
     """Splits the scanned days.
 
     Args:
@@ -73,18 +89,29 @@ def plan_days(spec: LogSpec, health: HealthMap, contents: dict[str, str], traine
     usable = [day for day in health.days if day <= as_of and day not in refused]
     if as_of in refused:
         faults = "; ".join(sorted({fault.kind for fault in health.days[as_of].faults}))
-        raise DataError("the day of as_of is refused", where=f"{spec.name} {as_of}", got=faults, remedy="see scan.json; repair the day or use an earlier as_of")
+        raise DataError(
+            "the day of as_of is refused",
+            where=f"{spec.name} {as_of}",
+            got=faults,
+            remedy="see scan.json; repair the day or use an earlier as_of",
+        )
     slowest = max((spec.actions[name].maturity_ms for name in spec.gated_actions), default=0)
     cutoff = day_end_ms(as_of, spec.timezone)
     ripe = [day for day in usable if day_end_ms(day, spec.timezone) + slowest <= cutoff]
     if not ripe:
-        raise DataError("no day has ripe labels by as_of", where=f"{spec.name} {as_of}", remedy="wait, or shorten the maturity of gated actions")
+        raise DataError(
+            "no day has ripe labels by as_of", where=f"{spec.name} {as_of}", remedy="wait, or shorten the maturity of gated actions"
+        )
     holdout = ripe[-holdout_days:]
     earlier = [day for day in usable if day < holdout[0]]
     train = [day for day in earlier if trained.get(day) != contents[day]]
     if not earlier:
-        raise DataError("no day is left to train on", where=f"{spec.name} {as_of}", got=f"holdout {', '.join(holdout)}",
-                        remedy="use a later as_of, or fewer evaluation.holdout_days")
+        raise DataError(
+            "no day is left to train on",
+            where=f"{spec.name} {as_of}",
+            got=f"holdout {', '.join(holdout)}",
+            remedy="use a later as_of, or fewer evaluation.holdout_days",
+        )
     return DayPlan(
         as_of=as_of,
         holdout=holdout,

@@ -63,9 +63,7 @@ class RewarmError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.got, self.expected, self.remedy)
 
 
-def _rebuild(
-    kind: type[RewarmError], what: str, where: object, got: object, expected: object, remedy: str | None
-) -> RewarmError:
+def _rebuild(kind: type[RewarmError], what: str, where: object, got: object, expected: object, remedy: str | None) -> RewarmError:
     return kind(what, where=where, got=got, expected=expected, remedy=remedy)
 
 

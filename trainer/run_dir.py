@@ -40,7 +40,12 @@ class RunDir:
         self.records: dict[str, StageRecord] = {}
 
     def stage(
-        self, name: str, key: Any, produce: Callable[[], T], keep: Callable[[], T] | None = None, tell: Callable[[T], tuple[int, str]] | None = None
+        self,
+        name: str,
+        key: Any,
+        produce: Callable[[], T],
+        keep: Callable[[], T] | None = None,
+        tell: Callable[[T], tuple[int, str]] | None = None,
     ) -> T:
         """Runs a stage, or takes what an earlier attempt left.
 
@@ -111,7 +116,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-class _disk_errors:  # noqa: N801 - reads as a statement
+class _disk_errors:
     """Turns a full or refusing disk into one message."""
 
     def __init__(self, where: Path) -> None:
@@ -126,6 +131,8 @@ class _disk_errors:  # noqa: N801 - reads as a statement
         if isinstance(error, OSError):
             name = os.strerror(error.errno) if error.errno else str(error)
             raise ExportError(
-                "the run's files cannot be written", where=error.filename or self.where, got=name,
+                "the run's files cannot be written",
+                where=error.filename or self.where,
+                got=name,
                 remedy="free some space or choose another run_dir, then start the same command again: finished stages are kept",
             ) from error

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 import models
 from models.ranker import RankerShape
 from trainer.errors import CheckpointError
-from trainer.schema.bundle import BUNDLE_VERSION, MANIFEST, OPTIMIZER, SERVING, TRANSFER, TRUNK, BundleManifest
+from trainer.schema.bundle import BUNDLE_VERSION, ITEMS, MANIFEST, OPTIMIZER, SERVING, TRANSFER, TRUNK, BundleManifest
 from trainer.schema.hashing import sha256_file, sha256_json
 from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.vocabulary import Vocabulary
@@ -49,6 +51,10 @@ class Bundle:
         """
         return read_tensors(self.path / name)
 
+    def items(self) -> pa.Table:
+        """Reads the items of the vocabulary: columns item and feature_<name>."""
+        return pq.read_table(self.path / ITEMS, page_checksum_verification=True)
+
 
 def write_bundle(
     path: Path,
@@ -58,6 +64,7 @@ def write_bundle(
     serving: dict[str, Tensor],
     optimizer: dict[str, Tensor],
     vocabularies: dict[str, Vocabulary],
+    items: pa.Table,
     transfer: dict[str, Any] | None = None,
 ) -> Bundle:
     """Writes a bundle; the manifest comes last, so that a folder without it is no bundle.
@@ -69,6 +76,7 @@ def write_bundle(
         serving: Weights that are served.
         optimizer: Moments by ``<parameter>/<moment>``.
         vocabularies: Vocabulary name -> vocabulary.
+        items: Items of the vocabulary with their features.
         transfer: Transfer report of a warm start.
 
     Returns:
@@ -84,6 +92,7 @@ def write_bundle(
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(tensors.items())}, path / name)
     for name, vocabulary in vocabularies.items():
         vocabulary.write(path / "vocab" / f"{name}.parquet")
+    pq.write_table(items, path / ITEMS, compression="zstd", write_page_checksum=True)
     if transfer is not None:
         (path / TRANSFER).write_text(json.dumps(transfer, indent=1))
     files = {str(file.relative_to(path)): sha256_file(file) for file in sorted(path.rglob("*")) if file.is_file()}
@@ -111,8 +120,13 @@ def read_bundle(path: Path) -> Bundle:
         if not file.resolve().is_relative_to(path.resolve()) or not file.is_file():
             raise CheckpointError("a bundle's file is missing", where=file, remedy="restore the release, or roll back to another one")
         if (got := sha256_file(file)) != expected:
-            raise CheckpointError("a bundle's file was altered or damaged", where=file, got=got, expected=expected,
-                                  remedy="restore the file, or roll back to another release")
+            raise CheckpointError(
+                "a bundle's file was altered or damaged",
+                where=file,
+                got=got,
+                expected=expected,
+                remedy="restore the file, or roll back to another release",
+            )
     vocabularies = {file.stem: Vocabulary.read(file) for file in sorted((path / "vocab").glob("*.parquet"))}
     return Bundle(path, manifest, vocabularies, sha256_json(values))
 
@@ -157,8 +171,9 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: Path | s
             side = "missing in the file" if name not in tensors else "unknown to the ranker"
             raise CheckpointError(f"a tensor is {side}", where=f"{where}: {name}")
         if wanted[name].shape != tensors[name].shape:
-            raise CheckpointError("a tensor has another shape", where=f"{where}: {name}", got=tuple(tensors[name].shape),
-                                  expected=tuple(wanted[name].shape))
+            raise CheckpointError(
+                "a tensor has another shape", where=f"{where}: {name}", got=tuple(tensors[name].shape), expected=tuple(wanted[name].shape)
+            )
     module.load_state_dict(tensors)
 
 
@@ -166,5 +181,9 @@ def _check_finite(tensors: dict[str, Tensor], file: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError("a tensor holds values that are not finite", where=f"{file}: {name}", got=f"{bad} of {tensor.numel()}",
-                                  remedy="never start from these weights; take the previous release")
+            raise CheckpointError(
+                "a tensor holds values that are not finite",
+                where=f"{file}: {name}",
+                got=f"{bad} of {tensor.numel()}",
+                remedy="never start from these weights; take the previous release",
+            )

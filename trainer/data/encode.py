@@ -154,13 +154,64 @@ class Encoder:
             row_N=row_N.astype(np.int64),
         )
 
+    def encode_histories(self, tail: pa.Table, at_ms: int) -> tuple[Shard, pa.Array]:
+        """Encodes every user's history at one instant, without a target item: what user vectors are made of.
+
+        Args:
+            tail: History tokens of all users of a bucket.
+            at_ms: The instant; only tokens available by then count.
+
+        Returns:
+            A shard with one target a user, and the users in the order of ``row_N``.
+        """
+        users = pc.unique(tail["user"].combine_chunks())
+        users = users.take(pc.sort_indices(users))
+        user_T = np.asarray(pc.index_in(tail["user"].combine_chunks(), value_set=users), np.int64)
+        order_T = _order(user_T, tail)
+        user_T, tokens = user_T[order_T], tail.take(pa.array(order_T))
+        user_N = np.arange(len(users))
+        request_N = np.full(len(users), at_ms, np.int64)
+        available_T = pc.fill_null(tokens["available"], np.iinfo(np.int64).min).to_numpy()
+        first_U1, position_N = _positions(user_T, available_T, user_N, request_N)
+        token_offsets, target_offsets, position_N, token_index = _units(user_N, first_U1, position_N, self.inputs.max_history)
+        tokens = tokens.take(pa.array(token_index))
+        action_TH, action_known_TH = self._actions(tokens)
+        inputs, count = self.inputs, len(users)
+        return Shard(
+            token_offsets_U1=token_offsets,
+            target_offsets_U1=target_offsets,
+            token_item_T=self._lookup(tokens["item"], inputs.item_vocabulary),
+            token_item_features_TI=self._rows(tokens, inputs.item_features),
+            token_features_TK=self._rows(tokens, inputs.token_features),
+            token_action_TH=action_TH,
+            token_action_known_TH=action_known_TH,
+            token_time_T=pc.fill_null(tokens["event_time"], NO_CLOCK).to_numpy().astype(np.int64),
+            target_position_N=position_N,
+            target_time_N=request_N,
+            target_item_N=np.full(count, OOV_ROW, np.int64),
+            target_item_features_NI=np.full((count, len(inputs.item_features)), OOV_ROW, np.int64),
+            target_token_features_NK=np.full((count, len(inputs.token_features)), OOV_ROW, np.int64),
+            categorical_NC=np.full((count, len(inputs.categorical)), OOV_ROW, np.int64),
+            numeric_NF=np.zeros((count, len(inputs.numeric)), np.float32),
+            present_NF=np.zeros((count, len(inputs.numeric)), bool),
+            label_NA=np.zeros((count, len(inputs.actions)), np.float32),
+            known_NA=np.zeros((count, len(inputs.actions)), bool),
+            weight_N=np.ones(count, np.float32),
+            row_N=user_N.astype(np.int64),
+        ), users
+
+    def item_rows(self, items: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """Returns vocabulary rows [M] and feature rows [M, I] of an item table (columns item, feature_<name>)."""
+        return self._lookup(items["item"], self.inputs.item_vocabulary), self._rows(items, self.inputs.item_features)
+
     def _require(self, examples: pa.Table) -> None:
         inputs = self.inputs
         names = [*(entry.name for entry in inputs.numeric), *inputs.categorical, *inputs.item_features, *inputs.token_features]
         missing = [name for name in names if _column(name) not in examples.column_names]
         if missing:
             raise DataError(
-                "examples lack features that the ranker needs", got=", ".join(missing),
+                "examples lack features that the ranker needs",
+                got=", ".join(missing),
                 remedy="rebuild with these features declared; a model cannot be scored without its inputs",
             )
 
@@ -255,9 +306,7 @@ def _order(user_T: np.ndarray, tokens: pa.Table) -> np.ndarray:
     return np.lexsort((np.arange(len(user_T)), event_T, available_T, user_T))
 
 
-def _positions(
-    user_T: np.ndarray, available_T: np.ndarray, user_N: np.ndarray, request_N: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _positions(user_T: np.ndarray, available_T: np.ndarray, user_N: np.ndarray, request_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts the tokens available to each target: those of its user with ``available <= request time``.
 
     Returns:

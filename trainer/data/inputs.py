@@ -46,7 +46,10 @@ def freeze_inputs(
     for name, kind in manifest.numeric.items():
         if name in inherited and inherited[name].transform != kind:
             raise ConfigError(
-                "a feature's transform differs from production's", where=f"features: {name}", got=kind, expected=inherited[name].transform,
+                "a feature's transform differs from production's",
+                where=f"features: {name}",
+                got=kind,
+                expected=inherited[name].transform,
                 remedy="a changed definition needs a new name",
             )
     numeric = [
@@ -54,8 +57,13 @@ def freeze_inputs(
         for name, kind in manifest.numeric.items()
     ]
     actions = [
-        Action(name=name, kind=action.kind, base_rate=_base_rate(tables, name, action.kind), weight=weights.get(name, 0.0),
-               maturity_ms=action.maturity_ms)
+        Action(
+            name=name,
+            kind=action.kind,
+            base_rate=_base_rate(tables, name, action.kind),
+            weight=weights.get(name, 0.0),
+            maturity_ms=action.maturity_ms,
+        )
         for name, action in spec.actions.items()
     ]
     return InputSpec(
@@ -110,3 +118,33 @@ def _taken(values_V: np.ndarray, index: pa.Array) -> np.ndarray:
     if not len(values_V):
         return np.zeros(len(index_V), np.int64)
     return np.where(index_V >= 0, values_V[index_V], 0)
+
+
+def item_table(vocabulary: Vocabulary, features: Iterable[str], tables: Iterable[pa.Table], parent: pa.Table | None) -> pa.Table:
+    """Lists every item of the vocabulary with its features, as last seen in the examples, else as production knew them.
+
+    Args:
+        vocabulary: Item vocabulary.
+        features: Names of the item features.
+        tables: Training partitions.
+        parent: Production's item table.
+
+    Returns:
+        Columns item and feature_<name>, in vocabulary order; a feature that nobody knows is null.
+    """
+    columns = ["item", *(FEATURE + name for name in features)]
+    sources = [*([_with_columns(parent, columns)] if parent is not None else []), *(table.select(columns) for table in tables)]
+    seen = pa.concat_tables(sources, promote_options="permissive").combine_chunks()
+    position = pc.index_in(seen["item"].combine_chunks(), value_set=vocabulary.keys.cast(seen["item"].type))
+    known = np.flatnonzero(np.asarray(position.is_valid()))
+    last_V = np.full(len(vocabulary.keys), -1, np.int64)
+    last_V[np.asarray(position.drop_null(), np.int64)] = known  # numpy keeps the last of repeated assignments
+    rows = pa.array(np.maximum(last_V, 0), mask=last_V < 0)
+    return seen.take(rows).set_column(0, "item", vocabulary.keys)
+
+
+def _with_columns(table: pa.Table, columns: list[str]) -> pa.Table:
+    for name in columns:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table)))
+    return table.select(columns)

@@ -97,7 +97,9 @@ class BatchModule(L.LightningDataModule):
             from trainer.errors import TrainingError
 
             raise TrainingError(
-                "cannot resume: the batch plan changed", got=f"{self.plan.steps} steps", expected=f"{state['steps']} steps",
+                "cannot resume: the batch plan changed",
+                got=f"{self.plan.steps} steps",
+                expected=f"{state['steps']} steps",
                 remedy="start in a new run_dir",
             )
         self.cursor = state["cursor"]

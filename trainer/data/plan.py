@@ -93,9 +93,7 @@ def plan_batches(
     return BatchPlan(_divisible(_spread(new, replayed), ranks), ranks)
 
 
-def cut(
-    tokens_U: np.ndarray, targets_U: np.ndarray, batch_targets: int, batch_tokens: int, rng: np.random.Generator
-) -> list[np.ndarray]:
+def cut(tokens_U: np.ndarray, targets_U: np.ndarray, batch_targets: int, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Cuts the units of one shard into batches under both budgets.
 
     Returns:
@@ -111,9 +109,7 @@ def cut(
     return [np.sort(batches[index]) for index in rng.permutation(len(batches))]
 
 
-def _greedy(
-    block: np.ndarray, tokens_U: np.ndarray, targets_U: np.ndarray, batch_targets: int, batch_tokens: int
-) -> list[np.ndarray]:
+def _greedy(block: np.ndarray, tokens_U: np.ndarray, targets_U: np.ndarray, batch_targets: int, batch_tokens: int) -> list[np.ndarray]:
     batches, start, tokens, targets = [], 0, 0, 0
     for index, unit in enumerate(block.tolist()):
         full = targets >= batch_targets or tokens + tokens_U[unit] > batch_tokens

@@ -72,4 +72,6 @@ def _read(path: Path) -> Shard:
         with np.load(path, allow_pickle=False) as arrays:
             return Shard(**{name: arrays[name] for name in arrays.files})
     except (OSError, ValueError, TypeError) as error:
-        raise DataError("cannot read an encoded shard", where=path, got=str(error), remedy="delete the file; it is encoded again") from error
+        raise DataError(
+            "cannot read an encoded shard", where=path, got=str(error), remedy="delete the file; it is encoded again"
+        ) from error

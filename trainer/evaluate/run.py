@@ -102,8 +102,13 @@ def evaluate(
         if extra is not None:
             columns |= {LIGHTGBM + name: score_N for name, score_N in extra(examples).items()}
         tables.append(pa.table(_with_values(columns, weights)))
-        pairs.append(pa.table({name: columns[name] for name in ("user", "item", "time")} | {"dot": scored.dot_N}
-                              | {f"score_{name}": score_N.astype(np.float32) for name, score_N in scored.score_N.items()}))
+        pairs.append(
+            pa.table(
+                {name: columns[name] for name in ("user", "item", "time")}
+                | {"dot": scored.dot_N}
+                | {f"score_{name}": score_N.astype(np.float32) for name, score_N in scored.score_N.items()}
+            )
+        )
     predictions = pa.concat_tables(tables, promote_options="default").combine_chunks()
     order = pc.sort_indices(predictions, [("user", "ascending"), ("time", "ascending"), ("item", "ascending")])
     predictions = predictions.take(order)
@@ -127,7 +132,9 @@ def read_evaluation(run_dir: Path) -> Evaluation:
     )
 
 
-def fit_counting(spec: LogSpec, config: EvaluationConfig, partitions: list[Callable[[], pa.Table]], known_until_ms: int) -> CountingBaseline:
+def fit_counting(
+    spec: LogSpec, config: EvaluationConfig, partitions: list[Callable[[], pa.Table]], known_until_ms: int
+) -> CountingBaseline:
     """Fits the counting baseline on earlier days.
 
     Raises:
@@ -139,8 +146,12 @@ def fit_counting(spec: LogSpec, config: EvaluationConfig, partitions: list[Calla
         for entity in config.counting:
             if entity not in ("user", "item") and FEATURE + entity not in examples.column_names:
                 features = [name.removeprefix(FEATURE) for name in examples.column_names if name.startswith(FEATURE)]
-                raise ConfigError("the counting baseline names an unknown entity", where="evaluation.counting", got=entity,
-                                  remedy=nearest(entity, ["user", "item", *features]))
+                raise ConfigError(
+                    "the counting baseline names an unknown entity",
+                    where="evaluation.counting",
+                    got=entity,
+                    remedy=nearest(entity, ["user", "item", *features]),
+                )
         baseline.add(examples, ripe_labels(examples, _maturities(spec), known_until_ms))
     return baseline
 
@@ -154,21 +165,32 @@ def measure(predictions: pa.Table, spec: LogSpec, config: EvaluationConfig, seed
     user_N = _codes(predictions["user"])
     slices = {name: _codes_and_values(predictions[name]) for name in slice_columns(predictions, config)}
     report: dict[str, Any] = {}
-    for model, prefix in (("challenger", CHALLENGER), ("production", PRODUCTION), ("counting", COUNTING),
-                          ("continued", CONTINUED), ("lightgbm", LIGHTGBM)):
+    for model, prefix in (
+        ("challenger", CHALLENGER),
+        ("production", PRODUCTION),
+        ("counting", COUNTING),
+        ("continued", CONTINUED),
+        ("lightgbm", LIGHTGBM),
+    ):
         for action in spec.actions:
             if prefix + action not in predictions.column_names:
                 continue
             label_N = np.asarray(pc.fill_null(predictions[LABEL + action], np.nan), np.float64)
             score_N = np.asarray(pc.fill_null(predictions[prefix + action], np.nan), np.float64)
-            common = {"kind": spec.actions[action].kind, "weight_N": predictions[WEIGHT].to_numpy(), "bootstrap": config.bootstrap, "seed": seed}
+            common = {
+                "kind": spec.actions[action].kind,
+                "weight_N": predictions[WEIGHT].to_numpy(),
+                "bootstrap": config.bootstrap,
+                "seed": seed,
+            }
             overall = evaluate_action(label_N, score_N, user_N, **common)[0]
             entry = {**overall.plain(), "intervals": overall.intervals(), "notes": overall.notes, "slices": {}}
             for name, (code_N, values) in slices.items():
                 groups = evaluate_action(label_N, score_N, user_N, group_N=code_N, groups=len(values), **{**common, "bootstrap": 0})
                 entry["slices"][name] = {
                     value: {**group.plain(), "intervals": group.intervals()}
-                    for value, group in zip(values, groups, strict=True) if group.n >= config.slice_rows
+                    for value, group in zip(values, groups, strict=True)
+                    if group.n >= config.slice_rows
                 }
             report.setdefault(model, {})[action] = entry
     return report
@@ -200,7 +222,9 @@ def _base_columns(spec: LogSpec, config: EvaluationConfig, examples: pa.Table, h
     return columns
 
 
-def _production_columns(spec: LogSpec, examples: pa.Table, tail: pa.Table, production: Scorer | None, known_until_ms: int) -> dict[str, Any]:
+def _production_columns(
+    spec: LogSpec, examples: pa.Table, tail: pa.Table, production: Scorer | None, known_until_ms: int
+) -> dict[str, Any]:
     """Production's scores: from its bundle, else as it logged them."""
     if production is not None:
         return {PRODUCTION + name: score_N for name, score_N in production.score(examples, tail, known_until_ms).score_N.items()}

@@ -98,7 +98,9 @@ class RankingTask(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
             self._count_skipped(step)
         self._record(StepLog(step, float(loss.detach()), factor, float(norm), not finite))
-        self.log("loss", loss.detach(), prog_bar=True, on_step=True, logger=self.trainer.logger is not None, batch_size=max(batch.targets, 1))
+        self.log(
+            "loss", loss.detach(), prog_bar=True, on_step=True, logger=self.trainer.logger is not None, batch_size=max(batch.targets, 1)
+        )
         return loss.detach()
 
     def loss(self, batch: Batch) -> Tensor:
@@ -141,8 +143,10 @@ class RankingTask(L.LightningModule):
         print(f"skipped step {step}: loss or gradient is not finite (shard {planned.key.stem}, {len(planned.units_B)} user-days)")
         if int(self.skipped) > self.max_skipped_steps:
             raise TrainingError(
-                "training diverged: too many steps with a loss or gradient that is not finite", where=f"step {step}, shard {planned.key.stem}",
-                got=int(self.skipped), expected=f"at most {self.max_skipped_steps} (fit.max_skipped_steps)",
+                "training diverged: too many steps with a loss or gradient that is not finite",
+                where=f"step {step}, shard {planned.key.stem}",
+                got=int(self.skipped),
+                expected=f"at most {self.max_skipped_steps} (fit.max_skipped_steps)",
                 remedy="lower optimizer.lr, or look at the shard's features in the report",
             )
 

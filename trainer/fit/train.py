@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,21 +16,21 @@ from torch import Tensor, nn
 import models
 from models.ranker import ActionShape, RankerShape
 from trainer import __version__
-from trainer.checkpoint import Bundle, build_ranker, write_bundle
+from trainer.checkpoint import Bundle, build_ranker, read_bundle, write_bundle
 from trainer.config import ModelConfig, RetrainConfig
 from trainer.data import Encoder, ShardStore, plan_batches, take
 from trainer.data.encode import Shard
-from trainer.data.inputs import freeze_inputs, merge_vocabulary
+from trainer.data.inputs import freeze_inputs, item_table, merge_vocabulary
 from trainer.data.shards import ShardKey
 from trainer.days import DayPlan
 from trainer.errors import CheckpointError, DataError
 from trainer.fit.run import FitResult, fit
-
-from trainer.schema.bundle import OPTIMIZER, TRUNK, BundleManifest
+from trainer.schema.bundle import OPTIMIZER, TRANSFER, TRUNK, BundleManifest
 from trainer.schema.examples import ExamplesManifest, read_partition, read_tail, vocabulary_path
+from trainer.schema.files import write_text
 from trainer.schema.hashing import sha256_json
 from trainer.schema.inputs import InputSpec
-from trainer.schema.plain import as_plain
+from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.time import add_days, day_end_ms
 from trainer.schema.transfer import TransferPlan
 from trainer.schema.vocabulary import Vocabulary
@@ -40,22 +41,56 @@ PROBE_UNITS = 64
 
 
 @dataclass(frozen=True)
+class TrainLog:
+    """What training cost and how it went.
+
+    Attributes:
+        steps: Optimizer steps.
+        skipped: Steps skipped as non-finite.
+        seconds: Wall time of the loop.
+        device: Where it ran.
+        targets: Targets trained, each exactly once a pass.
+        tokens: History tokens in one pass.
+        passes: Passes over the new targets.
+        parameters: Elements of the ranker.
+        last_loss: Mean loss of the last tenth of the steps.
+    """
+
+    steps: int
+    skipped: int
+    seconds: float
+    device: str
+    targets: int
+    tokens: int
+    passes: int
+    parameters: int
+    last_loss: float
+
+
+@dataclass(frozen=True)
 class Trained:
     """What the train stage hands over.
 
     Attributes:
         bundle: The challenger.
         transfer: Transfer report of a warm start: the plan, rows by vocabulary, measured parity; None for a cold run.
-        fit: Loss, steps, time.
-        targets: Targets trained, each exactly once a pass.
-        tokens: History tokens in one pass.
+        log: What it cost.
     """
 
     bundle: Bundle
     transfer: dict[str, Any] | None
-    fit: FitResult
-    targets: int
-    tokens: int
+    log: TrainLog
+
+
+def read_trained(out: Path) -> Trained:
+    """Reads what an earlier attempt trained."""
+    bundle = read_bundle(out)
+    transfer = json.loads((out / TRANSFER).read_text()) if TRANSFER in bundle.manifest.files else None
+    return Trained(bundle, transfer, from_plain(TrainLog, json.loads(_log_file(out).read_text())))
+
+
+def _log_file(out: Path) -> Path:
+    return out.parent / f"{out.name}-fit" / "train.json"
 
 
 @dataclass(frozen=True)
@@ -110,30 +145,81 @@ def train(
     torch.manual_seed(config.seed)
     ranker = models.build(shape_of(model, inputs, vocabularies))
     start = begin(config, ranker, encoder, production, probe(root, manifest, days, known_until))
+    passes = config.fit.warm_passes if production else config.fit.passes
     batches = plan_batches(
         _keys(manifest, days.train),
         store.lengths,
         batch_targets=config.fit.batch_targets,
         batch_tokens=config.fit.batch_tokens,
-        passes=config.fit.warm_passes if production else config.fit.passes,
+        passes=passes,
         seed=config.seed,
         ranks=config.fit.devices if config.fit.device == "ddp" else 1,
         replay=_keys(manifest, replay_days),
         replay_share=config.warm_start.replay_share if replay_days else 0.0,
     )
     result = fit(
-        start.ranker, store, batches,
+        start.ranker,
+        store,
+        batches,
         action_weights={a.name: 1.0 if config.data.actions[a.name].gated else UNGATED_WEIGHT for a in inputs.actions},
-        optimizer=config.optimizer, schedule=config.schedule, config=config.fit, seed=config.seed, warm=production is not None,
-        folder=out.parent / f"{out.name}-fit", moments=start.moments, logger=logger,
-    )  # fmt: skip
-    counts = [store.lengths(key) for key in _keys(manifest, days.train)]
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        config=config.fit,
+        seed=config.seed,
+        warm=production is not None,
+        folder=out.parent / f"{out.name}-fit",
+        moments=start.moments,
+        logger=logger,
+    )
+    lengths = [store.lengths(key) for key in _keys(manifest, days.train)]
+    log = TrainLog(
+        steps=result.steps,
+        skipped=result.skipped,
+        seconds=result.seconds,
+        device=result.device,
+        targets=sum(int(targets.sum()) for _, targets in lengths),
+        tokens=sum(int(tokens.sum()) for tokens, _ in lengths),
+        passes=passes,
+        parameters=sum(parameter.numel() for parameter in start.ranker.parameters()),
+        last_loss=float(np.mean([entry.loss for entry in result.log[-max(len(result.log) // 10, 1) :]])),
+    )
     bundle = write_bundle(
         out,
         describe(config, model, inputs, manifest, days, production, start.ranker, result),
-        trunk=result.trunk, serving=result.serving, optimizer=result.optimizer, vocabularies=vocabularies, transfer=start.report,
-    )  # fmt: skip
-    return Trained(bundle, start.report, result, sum(int(t.sum()) for _, t in counts), sum(int(t.sum()) for t, _ in counts))
+        trunk=result.trunk,
+        serving=result.serving,
+        optimizer=result.optimizer,
+        vocabularies=vocabularies,
+        transfer=start.report,
+        items=item_table(
+            vocabularies[inputs.item_vocabulary],
+            inputs.item_features,
+            (partition(root, manifest, key)[0] for key in _keys(manifest, days.train)),
+            production.items() if production else None,
+        ),
+    )
+    write_text(_log_file(out), json.dumps(as_plain(log)))
+    if start.report is not None:
+        write_text(out.parent / TRANSFER, json.dumps(start.report, indent=1))
+    return Trained(bundle, start.report, log)
+
+
+def plan_only(config: RetrainConfig, root: Path, manifest: ExamplesManifest, days: DayPlan, production: Bundle | None) -> dict[str, Any]:
+    """Returns the transfer report of a warm start without training: what ``warm_start.dry_run=true`` prints.
+
+    Raises:
+        CheckpointError: If there is no production to start from, or the plan is refused.
+    """
+    if production is None:
+        raise CheckpointError(
+            "nothing to plan: there is no production to start from", remedy="promote a first release, or drop warm_start.dry_run"
+        )
+    inputs, vocabularies = freeze(config, root, manifest, days, production, config.model)
+    torch.manual_seed(config.seed)
+    ranker = models.build(shape_of(config.model, inputs, vocabularies))
+    known_until = day_end_ms(days.as_of, config.data.timezone)
+    start = begin(config, ranker, Encoder(inputs, vocabularies), production, probe(root, manifest, days, known_until))
+    return start.report or {}
 
 
 def freeze(
@@ -144,14 +230,18 @@ def freeze(
     Raises:
         DataError: If the training days hold no row.
     """
+
     def training() -> Iterator[pa.Table]:
         for key in _keys(manifest, days.train):
             yield partition(root, manifest, key)[0]
 
     tables = list(training())
     if not sum(len(table) for table in tables):
-        raise DataError("nothing to train on: the new days hold no row", got=", ".join(days.train) or "no new day",
-                        remedy="production has already seen every earlier day; wait for the next one")
+        raise DataError(
+            "nothing to train on: the new days hold no row",
+            got=", ".join(days.train) or "no new day",
+            remedy="production has already seen every earlier day; wait for the next one",
+        )
     weights = value_weights(config)
     parent = production.manifest.inputs if production else None
     inputs = freeze_inputs(config.data, manifest, weights, tables, user_id=model.user_id, parent=parent)
@@ -175,8 +265,11 @@ def begin(
     architecture = production.manifest.shape["architecture"]
     if architecture != ranker.shape.architecture and not config.warm_start.approximate:
         raise CheckpointError(
-            "production has another architecture: its trunk cannot be carried over exactly", where="model.name", got=ranker.shape.architecture,
-            expected=architecture, remedy="warm_start.approximate=true keeps tables and the context network; warm_start=none starts cold",
+            "production has another architecture: its trunk cannot be carried over exactly",
+            where="model.name",
+            got=ranker.shape.architecture,
+            expected=architecture,
+            remedy="warm_start.approximate=true keeps tables and the context network; warm_start=none starts cold",
         )
     parent = build_ranker(production, TRUNK)
     source = Side.of(parent, production.vocabularies, production.sha256)
@@ -219,7 +312,11 @@ def describe(
     """Returns the bundle's manifest, without file hashes."""
     trained = {day: manifest.source_days[day] for day in days.train}
     parent = production.manifest if production else None
-    space = parent.space_id if parent and parent.shape["architecture"] == model.name else sha256_json([config.seed, as_plain(ranker.shape), trained])[:16]
+    space = (
+        parent.space_id
+        if parent and parent.shape["architecture"] == model.name
+        else sha256_json([config.seed, as_plain(ranker.shape), trained])[:16]
+    )
     return BundleManifest(
         code_version=__version__,
         shape=as_plain(ranker.shape),
@@ -249,10 +346,22 @@ def shape_of(model: ModelConfig, inputs: InputSpec, vocabularies: dict[str, Voca
         token_features=inputs.token_features,
         categorical=inputs.categorical,
         numeric=tuple(entry.name for entry in inputs.numeric),
-        **{name: getattr(model, name) for name in (
-            "dim", "layers", "heads", "head_dim", "ffn_dim", "context_dim", "context_layers", "dropout", "feature_dropout", "auxiliary_weight",
-        )},
-    )  # fmt: skip
+        **{
+            name: getattr(model, name)
+            for name in (
+                "dim",
+                "layers",
+                "heads",
+                "head_dim",
+                "ffn_dim",
+                "context_dim",
+                "context_layers",
+                "dropout",
+                "feature_dropout",
+                "auxiliary_weight",
+            )
+        },
+    )
 
 
 def value_weights(config: RetrainConfig) -> dict[str, float]:

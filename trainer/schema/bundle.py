@@ -5,6 +5,7 @@
     bundle/serving.safetensors      weights that are served (averaged)
     bundle/optimizer.safetensors    `<parameter>/exp_avg`, `<parameter>/exp_avg_sq`, `<parameter>/step`, by parameter name
     bundle/vocab/<name>.parquet     `trainer.schema.vocabulary`
+    bundle/items.parquet            every item of the vocabulary with its features: what item vectors are made of
     bundle/transfer.json            how it was warm-started, if it was
 """
 
@@ -22,6 +23,7 @@ SERVING = "serving.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 MANIFEST = "manifest.json"
 TRANSFER = "transfer.json"
+ITEMS = "items.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)

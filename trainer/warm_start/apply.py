@@ -12,8 +12,14 @@ from trainer.warm_start.plan import Side, axis_index, is_keyed, refused, writes_
 
 
 def apply(
-    transfer: TransferPlan, source: Side, target: Side, weights: dict[str, Tensor], initial: dict[str, Tensor], *,
-    noise: float = 0.0, seed: int = 0,
+    transfer: TransferPlan,
+    source: Side,
+    target: Side,
+    weights: dict[str, Tensor],
+    initial: dict[str, Tensor],
+    *,
+    noise: float = 0.0,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """Builds the challenger's weights.
 
@@ -47,9 +53,7 @@ def apply(
     return result
 
 
-def _carried(
-    fate: TensorFate, source: Side, target: Side, old: Tensor, fresh: Tensor, noise: float, generator: torch.Generator
-) -> Tensor:
+def _carried(fate: TensorFate, source: Side, target: Side, old: Tensor, fresh: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     """Moves one tensor: the block of kept entries is copied, new entries are filled axis by axis."""
     axes = target.axes[fate.target or ""]
     moves = {move.axis: move for move in fate.moves}

@@ -90,12 +90,19 @@ def _fate(name: str, source: Side, target: Side, new_ids: str) -> TensorFate:
     shape = list(target.shapes[name])
     axes = target.axes[name]
     if source.architecture != target.architecture and name.startswith(TRUNK_BLOCKS):
-        return TensorFate(target=name, source=None, fate="initialised", shape=shape, reason=f"blocks of {source.architecture} mean something else")
+        return TensorFate(
+            target=name, source=None, fate="initialised", shape=shape, reason=f"blocks of {source.architecture} mean something else"
+        )
     if name not in source.shapes:
         return _fresh(name, shape, axes, source)
     if tuple(source.axes[name]) != tuple(axes):
-        return TensorFate(target=name, source=name, fate="refused", shape=shape,
-                          reason=f"its dimensions mean {', '.join(axes)}, in production {', '.join(source.axes[name])}")
+        return TensorFate(
+            target=name,
+            source=name,
+            fate="refused",
+            shape=shape,
+            reason=f"its dimensions mean {', '.join(axes)}, in production {', '.join(source.axes[name])}",
+        )
     moves: list[AxisMove] = []
     for dimension, axis in enumerate(axes):
         move = _move(axis, dimension, name, source, target, new_ids)
@@ -118,8 +125,14 @@ def _fresh(name: str, shape: list[int], axes: Sequence[str], source: Side) -> Te
             reason = "output of a new block: zero, so the block adds nothing yet" if zero else "inner part of a new block"
             return TensorFate(target=name, source=None, fate="inserted as identity", shape=shape, reason=reason)
     if axes and axes[0].startswith("vocab:"):
-        return TensorFate(target=name, source=None, fate="initialised", shape=shape, moves=[_zero(axes[0], shape[0])],
-                          reason="table of a new feature: zero, so old outputs stay")
+        return TensorFate(
+            target=name,
+            source=None,
+            fate="initialised",
+            shape=shape,
+            moves=[_zero(axes[0], shape[0])],
+            reason="table of a new feature: zero, so old outputs stay",
+        )
     return TensorFate(target=name, source=None, fate="initialised", shape=shape, reason="production has no such tensor")
 
 
@@ -186,6 +199,8 @@ def refused(transfer: TransferPlan) -> None:
         if fate.fate == "refused":
             count = sum(other.fate == "refused" for other in transfer.fates)
             raise CheckpointError(
-                f"the warm start is refused: {count} tensor{'s' * (count > 1)} cannot be carried over", where=fate.target, got=fate.reason,
+                f"the warm start is refused: {count} tensor{'s' * (count > 1)} cannot be carried over",
+                where=fate.target,
+                got=fate.reason,
                 remedy="change the model so that it extends production's, or start with warm_start=none",
             )

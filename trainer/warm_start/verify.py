@@ -63,7 +63,10 @@ def verify(production: nn.Module, challenger: nn.Module, probes: list[tuple[Batc
     parity = Parity(rows, difference, largest, FP32_BOUND * max(largest, 1.0), exact)
     if not np.isfinite(difference) or (exact and difference > parity.bound):
         raise CheckpointError(
-            "the warm start does not reproduce production before the first step", where=f"{rows} probe rows", got=f"max difference {difference:.3g}",
-            expected=f"at most {parity.bound:.3g}", remedy="this is a defect of the transfer plan: report it with transfer.json",
+            "the warm start does not reproduce production before the first step",
+            where=f"{rows} probe rows",
+            got=f"max difference {difference:.3g}",
+            expected=f"at most {parity.bound:.3g}",
+            remedy="this is a defect of the transfer plan: report it with transfer.json",
         )
     return parity

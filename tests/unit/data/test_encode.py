@@ -3,6 +3,7 @@ from collections import defaultdict
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from tests import small
 from trainer.data import take
 from trainer.data.encode import NO_CLOCK, _units, fit_numeric, squash_action, standardise
@@ -20,8 +21,7 @@ def histories_by_hand(examples, tail):
         event = -(2**62) if row["event_time"] is None else row["event_time"]
         tokens[row["user"]].append((available, event, order, row["item"]))
     return [
-        [item for available, _, _, item in sorted(tokens[row["user"]]) if available <= row["request_time"]]
-        for row in examples.to_pylist()
+        [item for available, _, _, item in sorted(tokens[row["user"]]) if available <= row["request_time"]] for row in examples.to_pylist()
     ]
 
 

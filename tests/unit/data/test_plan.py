@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from trainer.data.plan import cut, plan_batches
 from trainer.data.shards import ShardKey
 
@@ -35,7 +36,9 @@ def test_ranks_share_every_step_and_lose_nothing(ranks):
 
 
 def test_single_units_are_padded_with_empty_batches():
-    planned = plan_batches([KEYS[0]], lambda key: (np.array([5]), np.array([1])), batch_targets=1, batch_tokens=10, passes=1, seed=0, ranks=2)
+    planned = plan_batches(
+        [KEYS[0]], lambda key: (np.array([5]), np.array([1])), batch_targets=1, batch_tokens=10, passes=1, seed=0, ranks=2
+    )
     assert [len(batch.units_B) for batch in planned.batches] == [1, 0]
 
 

@@ -4,10 +4,11 @@ import os
 import signal
 import time
 
-import models
 import numpy as np
 import pytest
 import torch
+
+import models
 from tests import small
 from trainer.config import FitConfig, OptimizerConfig, ScheduleConfig
 from trainer.data import ShardStore, plan_batches
@@ -35,11 +36,18 @@ def prepared(folder, shards=3):
 def run(folder, *, config=None, shards=3, **overrides):
     ranker, store, keys = prepared(folder, shards)
     config = config or FitConfig(batch_targets=32, progress=False, checkpoint_steps=4, device="cpu")
-    plan = plan_batches(keys, store.lengths, batch_targets=32, batch_tokens=4096, passes=1, seed=0,
-                        ranks=config.devices if config.device == "ddp" else 1)
+    plan = plan_batches(
+        keys, store.lengths, batch_targets=32, batch_tokens=4096, passes=1, seed=0, ranks=config.devices if config.device == "ddp" else 1
+    )
     settings = {
-        "action_weights": {"click": 1.0, "like": 0.5}, "optimizer": OptimizerConfig(lr=3e-3, embedding_lr=3e-3), "schedule": ScheduleConfig(),
-        "config": config, "seed": 0, "warm": False, "folder": folder / "fit", **overrides,
+        "action_weights": {"click": 1.0, "like": 0.5},
+        "optimizer": OptimizerConfig(lr=3e-3, embedding_lr=3e-3),
+        "schedule": ScheduleConfig(),
+        "config": config,
+        "seed": 0,
+        "warm": False,
+        "folder": folder / "fit",
+        **overrides,
     }
     return fit(ranker, store, plan, **settings)
 
@@ -122,8 +130,18 @@ def test_a_poisoned_batch_is_skipped_and_never_reaches_the_weights(tmp_path, cap
     _read.cache_clear()
     plan = plan_batches(keys, store.lengths, batch_targets=32, batch_tokens=4096, passes=1, seed=0)
     config = FitConfig(progress=False, device="cpu")
-    result = fit(ranker, store, plan, action_weights={"click": 1.0, "like": 1.0}, optimizer=OptimizerConfig(), schedule=ScheduleConfig(),
-                 config=config, seed=0, warm=False, folder=tmp_path / "fit")
+    result = fit(
+        ranker,
+        store,
+        plan,
+        action_weights={"click": 1.0, "like": 1.0},
+        optimizer=OptimizerConfig(),
+        schedule=ScheduleConfig(),
+        config=config,
+        seed=0,
+        warm=False,
+        folder=tmp_path / "fit",
+    )
     assert 1 <= result.skipped <= 3
     assert "day=2026-01-02-bucket=00" in capsys.readouterr().out
     for tensors in (result.trunk, result.serving, result.optimizer):
@@ -136,8 +154,18 @@ def test_divergence_stops_with_the_remedy(tmp_path):
         ranker.context.bias.fill_(float("nan"))
     plan = plan_batches(keys, store.lengths, batch_targets=32, batch_tokens=4096, passes=1, seed=0)
     with pytest.raises(TrainingError, match="max_skipped_steps"):
-        fit(ranker, store, plan, action_weights={"click": 1.0, "like": 1.0}, optimizer=OptimizerConfig(), schedule=ScheduleConfig(),
-            config=FitConfig(progress=False, device="cpu", max_skipped_steps=2), seed=0, warm=False, folder=tmp_path / "fit")
+        fit(
+            ranker,
+            store,
+            plan,
+            action_weights={"click": 1.0, "like": 1.0},
+            optimizer=OptimizerConfig(),
+            schedule=ScheduleConfig(),
+            config=FitConfig(progress=False, device="cpu", max_skipped_steps=2),
+            seed=0,
+            warm=False,
+            folder=tmp_path / "fit",
+        )
 
 
 @pytest.mark.integration

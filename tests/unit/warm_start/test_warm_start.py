@@ -3,11 +3,12 @@
 import dataclasses
 import json
 
-import models
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+
+import models
 from tests import small
 from trainer.data import Encoder, take
 from trainer.errors import CheckpointError
@@ -113,7 +114,9 @@ def test_new_ids_start_as_what_production_did_with_them():
     assert torch.allclose(outputs(new, target), expected, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize(("policy", "check"), [("zero", lambda rows, old: (rows == 0).all()), ("mean", lambda rows, old: torch.allclose(rows[0], old.mean(0)))])
+@pytest.mark.parametrize(
+    ("policy", "check"), [("zero", lambda rows, old: (rows == 0).all()), ("mean", lambda rows, old: torch.allclose(rows[0], old.mean(0)))]
+)
 def test_other_starts_of_new_ids(policy, check):
     old, new = small.encoder(items=range(100, 130)), small.encoder(items=range(100, 140))
     source, target = build(old), build(new, 1)

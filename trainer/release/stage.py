@@ -1,0 +1,65 @@
+"""The release stage: seals what may go live, records the verdict, moves the pointer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from trainer.release.registry import Registry
+from trainer.schema.verdict import PROMOTE, REJECT, Verdict
+
+SEALED = ("verdict.json", "eval.json", "transfer.json", "config.yaml")
+
+
+def stage_release(
+    registry: Registry, run_dir: Path, verdict: Verdict, *, as_of: str, inputs_sha256: str, bundle_sha256: str, parent: str | None,
+    expected_revision: int, auto: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Carries out a verdict.
+
+    Args:
+        registry: Where releases live.
+        run_dir: The run; holds ``challenger/``, ``embeddings/`` and the reports.
+        verdict: The gate's decision.
+        as_of: Cut-off day.
+        inputs_sha256: Identity of the question that was judged.
+        bundle_sha256: Identity of the challenger.
+        parent: Version that was live when the run started.
+        expected_revision: Revision of the pointers at that time.
+        auto: Whether PROMOTE is carried out.
+
+    Returns:
+        {version, sealed, promoted, sentence}. A rejected challenger is not sealed: it changes nothing but the history.
+
+    Raises:
+        RaceError: If the pointer moved during the run.
+        RegistryError: If promotions are frozen or the disk refuses.
+    """
+    version = f"{as_of}-{bundle_sha256[:10]}"
+    if verdict.verdict == REJECT:
+        registry.record_verdict(verdict.verdict, as_of=as_of, inputs_sha256=inputs_sha256, reason=verdict.reason)
+        return {"version": None, "sealed": False, "promoted": False, "sentence": "rejected: production stays"}
+    staged = _staged(run_dir)
+    registry.seal(version, staged, as_of=as_of, verdict=verdict.verdict, parent=parent, inputs_sha256=inputs_sha256)
+    shutil.rmtree(staged)
+    promoted = verdict.verdict == PROMOTE and auto
+    if promoted:
+        registry.promote(version, expected_revision, reason=verdict.reason)
+    registry.record_verdict(verdict.verdict, as_of=as_of, inputs_sha256=inputs_sha256, release=version, reason=verdict.reason)
+    sentence = f"{version} is live" if promoted else f"{version} is sealed, not live"
+    return {"version": version, "sealed": True, "promoted": promoted, "sentence": sentence}
+
+
+def _staged(run_dir: Path) -> Path:
+    """Gathers a release in one folder, by hard link where the file system allows it."""
+    staged = run_dir / "staged"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    for source, name in ((run_dir / "challenger", "bundle"), (run_dir / "embeddings", "embeddings")):
+        if source.is_dir():
+            shutil.copytree(source, staged / name)
+    for name in SEALED:
+        if (run_dir / name).exists():
+            shutil.copy2(run_dir / name, staged / name)
+    return staged

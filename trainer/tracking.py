@@ -1,0 +1,23 @@
+"""Experiment tracking: W&B mirrors a run, nothing depends on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from trainer.config import TrackingConfig
+
+
+def logger(config: TrackingConfig, run_dir: Path) -> Any:
+    """Returns a Lightning logger, or None where nothing is tracked.
+
+    Offline by default: a training node needs no network and no account; `wandb sync` uploads later.
+    """
+    if config.name == "none" or config.mode == "disabled":
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    from lightning.pytorch.loggers import WandbLogger
+
+    return WandbLogger(project=config.project, name=run_dir.name, save_dir=str(run_dir), offline=config.mode == "offline")

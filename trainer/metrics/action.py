@@ -164,8 +164,10 @@ def _exp(x: float) -> float:
 def _notes(kind: str, score_N: np.ndarray, positives_G: np.ndarray, rows: Rows) -> list[list[str]]:
     n_G = rows.n_G
     lowest_G, highest_G = np.full(rows.groups, np.inf), np.full(rows.groups, -np.inf)
-    np.minimum.at(lowest_G, rows.group_N, score_N)
-    np.maximum.at(highest_G, rows.group_N, score_N)
+    finite_N = np.isfinite(score_N)
+    np.minimum.at(lowest_G, rows.group_N[finite_N], score_N[finite_N])
+    np.maximum.at(highest_G, rows.group_N[finite_N], score_N[finite_N])
+    bad_G = np.bincount(rows.group_N, weights=~finite_N, minlength=rows.groups)
     notes: list[list[str]] = []
     for g in range(rows.groups):
         if n_G[g] == 0:
@@ -174,7 +176,7 @@ def _notes(kind: str, score_N: np.ndarray, positives_G: np.ndarray, rows: Rows) 
         found = []
         if positives_G[g] == 0 or (kind == BINARY and positives_G[g] == n_G[g]):
             found.append("one class")
-        if not (np.isfinite(lowest_G[g]) and np.isfinite(highest_G[g])):
+        if bad_G[g]:
             found.append("score not finite")
         elif lowest_G[g] == highest_G[g]:
             found.append("constant score")

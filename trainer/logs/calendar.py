@@ -35,6 +35,11 @@ class BusinessDays:
             return cls.between("1970-01-01", "1970-01-01", zone)
         return cls.between(local_day(int(time_N.min()), zone), local_day(int(time_N.max()), zone), zone)
 
+    @property
+    def ordinal(self) -> int:
+        """Number of the first day since 1970-01-01, so that every n-th day is the same whatever was loaded."""
+        return (parse_day(self.days[0]) - dt.date(1970, 1, 1)).days
+
     def index(self, time_N: np.ndarray) -> np.ndarray:
         """Returns the position of each instant's day; -1 before the first day, D after the last."""
         return np.searchsorted(self.starts_D, time_N, side="right") - 1

@@ -100,16 +100,16 @@ def feature_values(table: pa.Table, name: str, spec: ColumnSpec, zone: str, find
 def _times(table: pa.Table, spec: LogSpec, day: str, findings: list[Finding]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Returns event, request and knowledge time (int64 ms) and which rows have believable ones."""
     start, end = day_start_ms(day, spec.timezone), day_end_ms(day, spec.timezone)
-    event = _instant(table, spec.event_time, spec.timezone)
+    event = instant_ms(table, spec.event_time, spec.timezone)
     keep_N = _counted(event.valid_N, "null_key", _time_name(spec.event_time, "event_time"), "{} rows without an event time", findings)
     plausible_N = (event.value_N >= start - EARLIEST_MS) & (event.value_N <= end + LATEST_MS)
     keep_N &= _counted(
         plausible_N | ~event.valid_N, "time_out_of_day", _time_name(spec.event_time, "event_time"),
         f"{{}} rows more than 7 days before or 1 day after {day}", findings,
     )  # fmt: skip
-    known = _instant(table, spec.known_at, spec.timezone, event)
+    known = instant_ms(table, spec.known_at, spec.timezone, event)
     keep_N &= _counted(known.valid_N, "null_key", _time_name(spec.known_at, "known_at"), "{} rows without a knowledge time", findings)
-    request = _instant(table, spec.request_time, spec.timezone, event)
+    request = instant_ms(table, spec.request_time, spec.timezone, event)
     usable_N = request.valid_N & (request.value_N >= start - EARLIEST_MS) & (request.value_N <= event.value_N)
     request_N = np.where(usable_N, request.value_N, event.value_N)
     name = _time_name(spec.request_time, "request_time")
@@ -122,7 +122,7 @@ def _times(table: pa.Table, spec: LogSpec, day: str, findings: list[Finding]) ->
     return times, keep_N
 
 
-def _instant(table: pa.Table, spec: TimeSpec | None, zone: str, otherwise: Values | None = None) -> Values:
+def instant_ms(table: pa.Table, spec: TimeSpec | None, zone: str, otherwise: Values | None = None) -> Values:
     """Evaluates an instant in milliseconds; one without column or expression counts from `otherwise`."""
     delay = spec.delay_ms if spec else 0
     if spec is not None and spec.expression:

@@ -1,0 +1,153 @@
+"""Ingestion: one pass over a day's healthy chunks that leaves normalised events by user bucket; and reading them back.
+
+    events/day=D/bucket=B.parquet     all events of the day, repeated deliveries included
+    repeats/day=D.parquet             positions of the repeated deliveries
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.errors import DataError
+from trainer.logs.conform import conform
+from trainer.logs.decode import healthy_rows
+from trainer.logs.hashing import hash_ids
+from trainer.logs.normalise import first_deliveries, normalise
+from trainer.logs.roles import source_columns
+from trainer.rebuild.context import Context
+from trainer.rebuild.sides import join, side_tables
+from trainer.rebuild.store import Record, finish, read_columns, write_table
+from trainer.schema.health import DayHealth, FileHealth
+from trainer.schema.logs import LogSpec
+
+_CONTROL = ("event_time", "known_at", "row")
+
+
+def ingest(context: Context, day: str, health: DayHealth, types: dict[str, str], key: str) -> Record:
+    """Reads, normalises and buckets one day.
+
+    Args:
+        context: The rebuild.
+        day: Business day.
+        health: What scan left of it.
+        types: Source column -> logical type.
+        key: Key of the task.
+
+    Returns:
+        The record; its facts are row counts and the span of the day's times.
+
+    Raises:
+        DataError: If a file changed since it was scanned, or nothing usable is left.
+    """
+    tables, row = [], 0
+    for file in health.files:
+        if file.quarantined:
+            continue
+        raw = _healthy(context.spec, file, health.masked_columns)
+        conformed, _ = conform(raw, types)
+        tables.append(normalise(conformed, context.spec, day, row).table)
+        row += file.rows
+    if not tables or not sum(map(len, tables)):
+        raise DataError("a day has no usable row", where=day, remedy="refuse the day: the scan should have; run it again")
+    events = join(pa.concat_tables(tables).combine_chunks(), side_tables(context.spec))
+    bucket_N = user_bucket(events["user"], context.user_buckets)
+    files = {}
+    for bucket in range(context.user_buckets):
+        path = events_path(context.folder, day, bucket)
+        files[str(path.relative_to(context.folder))] = write_table(path, events.filter(pa.array(bucket_N == bucket)), context.compression)
+    return finish(context.folder, f"events/{day}", Record(key, files, _facts(context.spec, events)))
+
+
+def mark_repeats(context: Context, day: str, earlier: Sequence[str], key: str) -> Record:
+    """Finds the repeated deliveries of a day.
+
+    Args:
+        context: The rebuild.
+        day: Business day.
+        earlier: Earlier days whose event times overlap with the day's.
+        key: Key of the task.
+
+    Returns:
+        The record; its fact is the number of repeats.
+    """
+    repeats = []
+    for bucket in range(context.user_buckets):
+        columns = ["delivery", "known_at", "row"]
+        events = read_columns(events_path(context.folder, day, bucket), columns)
+        past = [read_columns(events_path(context.folder, other, bucket), ["delivery"])["delivery"].to_numpy() for other in earlier]
+        delivery_N, known_N, row_N = (events[name].to_numpy() for name in columns)
+        kept_N = first_deliveries(delivery_N, known_N, row_N, np.concatenate(past) if past else np.zeros(0, np.uint64))
+        repeats.append(row_N[~kept_N])
+    path = _repeats_path(context.folder, day)
+    row_M = np.sort(np.concatenate(repeats))
+    digest = write_table(path, pa.table({"row": row_M}), context.compression)
+    record = Record(key, {str(path.relative_to(context.folder)): digest}, {"repeats": len(row_M)})
+    return finish(context.folder, f"repeats/{day}", record)
+
+
+def read_events(context: Context, day: str, bucket: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads the events of a (day, user bucket) that were known by the cut-off, each once, in reading order.
+
+    Args:
+        context: The rebuild.
+        day: Business day.
+        bucket: User bucket.
+        columns: Columns to return; default all.
+    """
+    wanted = None if columns is None else [*dict.fromkeys([*columns, *_CONTROL])]
+    events = read_columns(events_path(context.folder, day, bucket), wanted)
+    repeated_M = read_columns(_repeats_path(context.folder, day))["row"].to_numpy()
+    keep_N = events["known_at"].to_numpy() <= context.as_of_ms
+    keep_N &= ~np.isin(events["row"].to_numpy(), repeated_M)
+    events = events if keep_N.all() else events.filter(pa.array(keep_N))
+    return events if columns is None else events.select(list(columns))
+
+
+def read_many(context: Context, days: Sequence[str], buckets: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """Reads and concatenates events of several days and buckets, in that order."""
+    tables = [read_events(context, day, bucket, columns) for day in days for bucket in buckets]
+    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+
+
+def user_bucket(users: pa.ChunkedArray, buckets: int) -> np.ndarray:
+    """Returns the bucket of each user: the same on every machine and in every version."""
+    return (hash_ids(users) % np.uint64(buckets)).astype(np.int64)
+
+
+def events_path(root: Path, day: str, bucket: int) -> Path:
+    """Returns the path of the events of a (day, user bucket)."""
+    return root / "events" / f"day={day}" / f"bucket={bucket:02d}.parquet"
+
+
+def _repeats_path(root: Path, day: str) -> Path:
+    return root / "repeats" / f"day={day}.parquet"
+
+
+def _healthy(spec: LogSpec, file: FileHealth, masked_columns: list[str]) -> pa.Table:
+    path = Path(spec.root) / file.path
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError("cannot read a file of the log", where=path, got=str(error), remedy="run the scan again") from error
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise DataError("a file changed after it was scanned", where=path, remedy="run the scan again")
+    columns = [name for name in source_columns(spec) if name not in masked_columns]
+    return healthy_rows(data, spec.layout.format, columns, file.masked, file.dropped_groups)
+
+
+def _facts(spec: LogSpec, events: pa.Table) -> dict[str, int]:
+    """Spans of the day's times, from which later tasks find what they depend on."""
+    event_N, known_N, request_N = (events[name].to_numpy() for name in ("event_time", "known_at", "request_time"))
+    maturity = max(action.maturity_ms for action in spec.actions.values())
+    return {
+        "rows": len(events),
+        "first_event": int(event_N.min()),
+        "last_event": int(event_N.max()),
+        "first_request": int(request_N.min()),
+        "last_ripe": int(np.maximum(known_N, event_N + maturity).max()),
+    }

@@ -1,0 +1,235 @@
+"""The stage: ingest days, run the entity pass, build examples and tails, count ids, audit, write the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.config import RebuildConfig
+from trainer.errors import DataError
+from trainer.rebuild import plan
+from trainer.rebuild.audit import audit
+from trainer.rebuild.context import Context
+from trainer.rebuild.events import ingest, mark_repeats
+from trainer.rebuild.plan import SourceDays
+from trainer.rebuild.pool import Pool, Task
+from trainer.rebuild.store import Record, finished
+from trainer.rebuild.tails import TailPlan, final_record_name, item_features, write_tails
+from trainer.rebuild.targets import categorical_names, numeric_names, write_examples
+from trainer.rebuild.timelines import record_name, write_timelines
+from trainer.rebuild.vocabularies import build, count_ids, vocabulary_columns
+from trainer.schema.examples import (
+    ExamplesManifest,
+    PartitionRecord,
+    examples_path,
+    final_tail_path,
+    tail_path,
+    vocabulary_path,
+    write_manifest,
+)
+from trainer.schema.features import FeatureSpec
+from trainer.schema.health import HealthMap
+from trainer.schema.logs import LogSpec
+from trainer.schema.time import add_days, days_between
+
+
+def rebuild(
+    spec: LogSpec,
+    features: FeatureSpec,
+    health: HealthMap,
+    days: list[str],
+    config: RebuildConfig,
+    max_history: int,
+    as_of_ms: int,
+    vocabulary_days: list[str],
+) -> ExamplesManifest:
+    """Rebuilds examples of past days as they were known then.
+
+    Args:
+        spec: The log.
+        features: Declared features.
+        health: The scan of the log; its other healthy days are read as far as windows and histories reach.
+        days: Days whose examples are wanted; refused ones are left out.
+        config: Folder, sizes, workers.
+        max_history: L, tokens that a tail keeps.
+        as_of_ms: Knowledge cut-off (ms): what was known or ripe later does not exist.
+        vocabulary_days: Training days, whose ids make the vocabularies.
+
+    Returns:
+        The manifest, which has also been written, last of all files.
+
+    Raises:
+        ConfigError: If a declared feature or side table does not fit the log.
+        DataError: If no day is left, a file changed since the scan, the disk refuses, or the audit finds a wrong feature.
+    """
+    context = Context(
+        spec, features, config.root, config.user_buckets, config.entity_buckets, config.compression, max_history, as_of_ms
+    )
+    wanted = _wanted(health, days)
+    with Pool(config.workers) as pool:
+        source = _ingest(context, health, wanted[-1], pool)
+        repeats = _repeats(context, source, pool)
+        _timelines(context, source, wanted, pool)
+        examples = _examples(context, source, wanted, pool)
+        tails, finals = _tails(context, source, wanted, pool)
+        _vocabularies(context, [day for day in vocabulary_days if day in wanted], pool)
+    reach = {day: plan.sources_of(context, source, [day]).carry_in for day in wanted}
+    audit(context, wanted, reach, source.days, config.audit_rows)
+    manifest = ExamplesManifest(
+        declarations_sha256=context.declarations_sha256,
+        user_buckets=context.user_buckets,
+        max_history=max_history,
+        numeric=numeric_names(context),
+        categorical={name: name for name in categorical_names(context)},
+        item_features=item_features(spec),
+        token_features=[name for name, column in spec.features.items() if column.token],
+        source_days={day: plan.content_hash(day, health.days[day]) for day in source.days},
+        partitions=[_partition(context, day, bucket, examples, tails) for day in wanted for bucket in range(context.user_buckets)],
+        duplicates={day: repeats[day] for day in wanted},
+        late={day: health.days[day].late for day in wanted},
+        negatives={day: sum(int(examples[day, b].facts["negatives"]) for b in range(context.user_buckets)) for day in wanted},
+        final_tail_day=_final_day(source),
+        final_tails=[_only_hash(context, tail, final_tail_path(context.folder, _final_day(source), b)) for b, tail in enumerate(finals)],
+    )
+    write_manifest(context.folder, manifest)
+    return manifest
+
+
+def _wanted(health: HealthMap, days: Sequence[str]) -> list[str]:
+    unknown = [day for day in days if day not in health.days]
+    if unknown:
+        raise DataError("a day was not scanned", got=unknown[0], remedy="scan the days before rebuilding them")
+    wanted = [day for day in sorted(set(days)) if health.days[day].status != "refused"]
+    if not wanted:
+        raise DataError("no day is left to rebuild", got=", ".join(days) or "no days", remedy="see in scan.json why days are refused")
+    return wanted
+
+
+def _ingest(context: Context, health: HealthMap, last: str, pool: Pool) -> SourceDays:
+    """Ingests the healthy days up to the last wanted one, skipping what is done."""
+    days = [day for day in sorted(health.days) if day <= last and health.days[day].status != "refused"]
+    beside = plan.beside_hash(context)
+    keys = {day: plan.ingest_key(context, day, health.days[day], health.types, beside) for day in days}
+    done = {day: finished(context.folder, f"events/{day}", keys[day]) for day in days}
+    pending = [day for day in days if done[day] is None]
+    tasks = [Task(ingest, (context, day, health.days[day], health.types, keys[day]), health.days[day].rows) for day in pending]
+    records = dict(zip(pending, pool.run("events", tasks), strict=True))
+    ingested = {day: done[day] or records[day] for day in days}
+    return SourceDays(days, ingested, plan.events_keys(context, days, ingested))
+
+
+def _repeats(context: Context, source: SourceDays, pool: Pool) -> dict[str, int]:
+    """Marks repeated deliveries; returns their number by day."""
+    keys, tasks, pending, counts = {}, [], [], {}
+    for day in source.days:
+        earlier = plan.overlapping(day, source.days, source.ingested)
+        keys[day] = context.log_key("repeats", source.ingested[day].key, [source.ingested[other].key for other in earlier])
+        record = finished(context.folder, f"repeats/{day}", keys[day])
+        if record is None:
+            pending.append(day)
+            tasks.append(Task(mark_repeats, (context, day, earlier, keys[day]), source.rows([day])))
+        else:
+            counts[day] = int(record.facts["repeats"])
+    for day, record in zip(pending, pool.run("repeats", tasks), strict=True):
+        counts[day] = int(record.facts["repeats"])
+    return counts
+
+
+def _timelines(context: Context, source: SourceDays, wanted: Sequence[str], pool: Pool) -> None:
+    """Runs the entity pass for the calendar days in which requests of the wanted days lie."""
+    days = sorted({day for one in wanted for day in plan.sources_of(context, source, [one]).calendar})
+    keys = {day: plan.timeline_key(context, source, day) for day in days}
+    rows = {day: source.rows([day]) if day in source.ingested else 0 for day in days}
+    tasks = []
+    for bucket in range(context.entity_buckets):
+        pending = [day for day in days if finished(context.folder, record_name(day, bucket), keys[day]) is None]
+        for run in plan.runs_of(pending, days_between(days[0], days[-1]), rows):
+            arguments = (context, bucket, run, plan.timeline_sources(context, source, run), {day: keys[day] for day in run})
+            tasks.append(Task(write_timelines, arguments, sum(rows[day] for day in run)))
+    pool.run("entities", tasks)
+
+
+def _examples(context: Context, source: SourceDays, wanted: Sequence[str], pool: Pool) -> dict[tuple[str, int], Record]:
+    """Builds the examples, skipping what is done."""
+    keys = {day: plan.examples_key(context, source, day) for day in wanted}
+    rows = {day: source.rows([day]) // context.user_buckets for day in wanted}
+    found: dict[tuple[str, int], Record] = {}
+    tasks, places = [], []
+    for bucket in range(context.user_buckets):
+        done = {day: finished(context.folder, f"examples/{day}.{bucket:02d}", keys[day]) for day in wanted}
+        found |= {(day, bucket): record for day, record in done.items() if record is not None}
+        for run in plan.runs_of([day for day in wanted if done[day] is None], source.days, rows):
+            arguments = (context, bucket, run, plan.sources_of(context, source, run), {day: keys[day] for day in run})
+            tasks.append(Task(write_examples, arguments, sum(rows[day] for day in run)))
+            places.append([(day, bucket) for day in run])
+    for place, records in zip(places, pool.run("examples", tasks), strict=True):
+        found |= dict(zip(place, records, strict=True))
+    return found
+
+
+def _tails(
+    context: Context, source: SourceDays, wanted: Sequence[str], pool: Pool
+) -> tuple[dict[tuple[str, int], Record], list[Record]]:
+    """Writes the tails of the wanted days and the final ones; walks on from the latest full tail that is on disk."""
+    chain = plan.tail_keys(context, source)
+    keys = {day: context.key("tail", chain[day], source.keys[day]) for day in wanted}
+    final_day, final_key = _final_day(source), plan.final_tail_key(source, chain)
+    found: dict[tuple[str, int], Record] = {}
+    finals: dict[int, Record] = {}
+    tasks, places = [], []
+    for bucket in range(context.user_buckets):
+        done = {day: finished(context.folder, f"tails/{day}.{bucket:02d}", keys[day]) for day in wanted}
+        found |= {(day, bucket): record for day, record in done.items() if record is not None}
+        final = finished(context.folder, final_record_name(final_day, bucket), final_key)
+        pending = [day for day in wanted if done[day] is None]
+        if final is not None and not pending:
+            finals[bucket] = final
+            continue
+        start, on_disk = _walk(context, source, chain, bucket, pending)
+        walked = [day for day in source.days if day >= start]
+        task = TailPlan(start if on_disk else None, walked, {day: keys[day] for day in pending}, final_day, final_key)
+        tasks.append(Task(write_tails, (context, bucket, task), source.rows(task.source_days) // context.user_buckets))
+        places.append((bucket, pending))
+    for (bucket, pending), records in zip(places, pool.run("tails", tasks), strict=True):
+        found |= {(day, bucket): record for day, record in zip(pending, records[:-1], strict=True)}
+        finals[bucket] = records[-1]
+    return found, [finals[bucket] for bucket in range(context.user_buckets)]
+
+
+def _walk(context: Context, source: SourceDays, chain: dict[str, str], bucket: int, pending: Sequence[str]) -> tuple[str, bool]:
+    """Returns the source day to start from, and whether its full tail is on disk (else start from the prior history)."""
+    first = pending[0] if pending else source.days[-1]
+    for day in reversed([day for day in source.days if day <= first]):
+        if finished(context.folder, final_record_name(day, bucket), chain[day]) is not None:
+            return day, True
+    return source.days[0], False
+
+
+def _vocabularies(context: Context, days: Sequence[str], pool: Pool) -> None:
+    """Counts ids over the training days and writes every vocabulary."""
+    if not days:
+        raise DataError("no training day is left", remedy="vocabularies need at least one day that is not refused and not held out")
+    names = categorical_names(context)
+    tasks = [Task(count_ids, (context.folder, day, context.user_buckets, names)) for day in days]
+    counts = pool.run("vocabularies", tasks)
+    for name in vocabulary_columns(names):
+        build(name, days, [count[name] for count in counts]).write(vocabulary_path(context.folder, name))
+
+
+def _partition(
+    context: Context, day: str, bucket: int, examples: dict[tuple[str, int], Record], tails: dict[tuple[str, int], Record]
+) -> PartitionRecord:
+    record, tail = examples[day, bucket], tails[day, bucket]
+    return PartitionRecord(
+        day=day, bucket=bucket, key=context.key(record.key, tail.key), rows=int(record.facts["rows"]), events=int(record.facts["events"]),
+        examples_sha256=_only_hash(context, record, examples_path(context.folder, day, bucket)),
+        tail_sha256=_only_hash(context, tail, tail_path(context.folder, day, bucket)),
+    )  # fmt: skip
+
+
+def _only_hash(context: Context, record: Record, path: Path) -> str:
+    return record.files[str(path.relative_to(context.folder))]
+
+
+def _final_day(source: SourceDays) -> str:
+    return add_days(source.days[-1], 1)

@@ -1,0 +1,109 @@
+"""Files of a rebuild: written so that a kill at any instant leaves either the whole file or none, and found again by key.
+
+A task has a content-addressed key and writes files and then one record. A record whose key matches and whose files still
+have the recorded hashes is a task that need not run again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.errors import DataError
+from trainer.schema.files import sync, write_text
+from trainer.schema.hashing import sha256_file
+from trainer.schema.plain import as_plain, from_plain
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished task.
+
+    Attributes:
+        key: Content-addressed key: hash of everything the result depends on.
+        files: Path below the rebuild root -> SHA-256.
+        facts: Numbers that later steps need without reading the files.
+    """
+
+    key: str
+    files: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def write_table(path: Path, table: pa.Table, compression: str) -> str:
+    """Writes a table: temporary name, flush, verify by reading back, rename.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        DataError: If the disk refuses, or does not hold what was written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, temporary, compression=compression, write_page_checksum=True)
+        sync(temporary)
+        digest = sha256_file(temporary)
+        if pq.ParquetFile(io.BytesIO(temporary.read_bytes())).metadata.num_rows != len(table):
+            raise OSError("the file does not hold the rows that were written")
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(
+            "cannot write a file of the rebuild", where=path, got=str(error),
+            remedy="free space or repair the disk, then start the same command: finished tasks are kept",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest
+
+
+def finish(root: Path, name: str, record: Record) -> Record:
+    """Writes the record of a task, last of all its files."""
+    path = _record_path(root, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(as_plain(record), sort_keys=True))
+    except OSError as error:
+        raise DataError("cannot write a record of the rebuild", where=path, got=str(error), remedy="free space, start again") from error
+    return record
+
+
+def finished(root: Path, name: str, key: str) -> Record | None:
+    """Returns the record of a task if it has this key and its files are the bytes that were written, else None."""
+    try:
+        record = from_plain(Record, json.loads(_record_path(root, name).read_text()))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    if record.key != key or any(not _intact(root / path, digest) for path, digest in record.files.items()):
+        return None
+    return record
+
+
+def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads a file of the rebuild with its page checksums verified.
+
+    Raises:
+        DataError: If it is absent or damaged.
+    """
+    try:
+        file = pq.ParquetFile(io.BytesIO(path.read_bytes()), page_checksum_verification=True)
+        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError("cannot read a file of the rebuild", where=path, got=str(error), remedy="start the same command again") from error
+
+
+def _intact(path: Path, digest: str) -> bool:
+    return path.exists() and sha256_file(path) == digest
+
+
+def _record_path(root: Path, name: str) -> Path:
+    return root / "records" / f"{name}.json"

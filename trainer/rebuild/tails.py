@@ -1,0 +1,211 @@
+"""Tails: the histories that precede a day, so that a night never rereads all of the past.
+
+The state of a bucket is the tail of every user. It moves forward day by day: the last L tokens that were available when the
+day began, and the tokens of earlier partitions that were not yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainer.errors import ConfigError, nearest
+from trainer.rebuild.context import Context
+from trainer.rebuild.events import read_events, user_bucket
+from trainer.rebuild.sides import join, read_side_file, side_tables
+from trainer.rebuild.store import Record, finish, read_columns, write_table
+from trainer.rebuild.targets import available, ripe_labels
+from trainer.schema.examples import FEATURE, LABEL, examples_path, final_tail_path, tail_path
+from trainer.schema.logs import LogSpec, PriorHistorySpec
+from trainer.schema.time import day_start_ms
+
+_BEFORE = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class TailPlan:
+    """Days of one bucket whose tails are wanted.
+
+    Attributes:
+        state_day: Day whose full tail is on disk and starts the walk; None starts from the prior history.
+        source_days: Source days to walk over, in order, from `state_day` on.
+        wanted: Those whose tails are written, with the keys of their records.
+        final_day: Day after the last source day.
+        final_key: Key of its full tail.
+    """
+
+    state_day: str | None
+    source_days: list[str]
+    wanted: dict[str, str]
+    final_day: str
+    final_key: str
+
+
+def write_tails(context: Context, bucket: int, plan: TailPlan) -> list[Record]:
+    """Writes the wanted tails of a bucket, and the final one with every user.
+
+    Returns:
+        Records of the wanted days in order, then that of the final tail.
+    """
+    records = []
+    if plan.state_day is None:
+        state = prior_tokens(context, bucket, plan.source_days[0])
+    else:
+        state = read_columns(final_tail_path(context.folder, plan.state_day, bucket))
+    for day in plan.source_days:
+        start = day_start_ms(day, context.spec.timezone)
+        state = cut(state, start, context.max_history)
+        if day in plan.wanted:
+            users = read_columns(examples_path(context.folder, day, bucket), ["user"])["user"]
+            tail = state.filter(pc.is_in(state["user"], value_set=pc.unique(users).cast(state["user"].type)))
+            path = tail_path(context.folder, day, bucket)
+            digest = write_table(path, tail, context.compression)
+            record = Record(plan.wanted[day], {str(path.relative_to(context.folder)): digest}, {"tokens": len(tail)})
+            records.append(finish(context.folder, f"tails/{day}.{bucket:02d}", record))
+        state = merged(state, day_tokens(context, day, bucket))
+    final = cut(state, day_start_ms(plan.final_day, context.spec.timezone), context.max_history)
+    path = final_tail_path(context.folder, plan.final_day, bucket)
+    digest = write_table(path, final, context.compression)
+    record = Record(plan.final_key, {str(path.relative_to(context.folder)): digest}, {"tokens": len(final)})
+    return [*records, finish(context.folder, final_record_name(plan.final_day, bucket), record)]
+
+
+def final_record_name(day: str, bucket: int) -> str:
+    """Returns the name of the record of a full tail."""
+    return f"tails/all-{day}.{bucket:02d}"
+
+
+def token_columns(spec: LogSpec) -> list[str]:
+    """Returns the columns of a tail."""
+    features = [*item_features(spec), *(name for name, column in spec.features.items() if column.token)]
+    labels = [LABEL + name for name in spec.history_actions]
+    return ["user", "item", "event_time", "available", *labels, *(FEATURE + name for name in features)]
+
+
+def item_features(spec: LogSpec) -> list[str]:
+    """Returns the categorical features that are functions of the item: those of static item tables."""
+    tables = [table for table in spec.side_tables.values() if table.entity == "item" and table.static]
+    return [name for table in tables for name, column in table.columns.items() if column.kind == "categorical"]
+
+
+def day_tokens(context: Context, day: str, bucket: int) -> pa.Table:
+    """Returns the events of a (day, bucket) as tokens, sorted."""
+    columns = token_columns(context.spec)
+    events = read_events(context, day, bucket, [*(name for name in columns if name != "available"), "known_at"])
+    events = ripe_labels(events, context.spec, context.as_of_ms)
+    events = events.append_column("available", pa.array(available(events, context.spec)))
+    return _sorted(events.select(columns))
+
+
+def prior_tokens(context: Context, bucket: int, day: str) -> pa.Table:
+    """Returns the clockless history of the bucket's users as tokens in the order of the log; empty without one.
+
+    Args:
+        context: The rebuild.
+        bucket: User bucket.
+        day: Any ingested day: its events tell the columns' types.
+    """
+    spec = context.spec
+    sample = day_tokens(context, day, bucket).slice(0, 0)
+    if spec.prior_history is None:
+        return sample
+    table = _prior_table(spec.root, spec.prior_history.path, spec.prior_history.key)
+    bucket_N = user_bucket(table[spec.prior_history.key], context.user_buckets)
+    return _exploded(context, table.filter(pa.array(bucket_N == bucket)), spec.prior_history, sample.schema)
+
+
+def cut(state: pa.Table, start_ms: int, length: int) -> pa.Table:
+    """Keeps, for every user, the last `length` tokens available before `start_ms`, and all later ones.
+
+    Args:
+        state: Tokens sorted by user and availability, clockless ones first.
+        start_ms: Beginning of the day.
+        length: L.
+    """
+    if not len(state):
+        return state
+    user_N = _codes(state["user"])
+    before_N = np.asarray(pc.fill_null(state["available"], _BEFORE), np.int64) < start_ms
+    # Tokens are sorted, so those before the day stand first; count back from the last of them.
+    total_U = np.bincount(user_N, weights=before_N).astype(np.int64)
+    first_N = np.r_[0, np.flatnonzero(np.diff(user_N)) + 1]
+    index_in_user_N = np.arange(len(user_N)) - np.repeat(first_N, np.diff(np.r_[first_N, len(user_N)]))
+    keep_N = ~before_N | (index_in_user_N >= total_U[user_N] - length)
+    return state if keep_N.all() else state.filter(pa.array(keep_N)).combine_chunks()
+
+
+def merged(state: pa.Table, tokens: pa.Table) -> pa.Table:
+    """Adds a day's tokens to the state."""
+    return _sorted(pa.concat_tables([state, tokens]).combine_chunks())
+
+
+def _sorted(tokens: pa.Table) -> pa.Table:
+    """Sorts by (user, available, event_time, item), clockless tokens first and in their own order."""
+    clock_N = np.asarray(tokens["available"].is_valid())
+    item_N = np.where(clock_N, _codes(tokens["item"]), 0)
+    available_N = np.asarray(pc.fill_null(tokens["available"], _BEFORE), np.int64)
+    event_N = np.asarray(pc.fill_null(tokens["event_time"], _BEFORE), np.int64)
+    order_N = np.lexsort((np.arange(len(tokens)), item_N, event_N, available_N, _codes(tokens["user"])))
+    return tokens.take(pa.array(order_N)).combine_chunks()
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns ranks of ids in their own order, int64."""
+    values = pc.unique(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+    values = values.take(pc.sort_indices(values))
+    return np.asarray(pc.index_in(column, value_set=values), np.int64)
+
+
+@lru_cache(maxsize=4)
+def _prior_table(root: str, path: str, key: str) -> pa.Table:
+    table = read_side_file(Path(root) / path, "data.prior_history")
+    if key not in table.column_names:
+        remedy = nearest(key, table.column_names)
+        raise ConfigError("the prior history lacks a mapped column", where=f"data.prior_history ({path})", got=key, remedy=remedy)
+    return table
+
+
+def _exploded(context: Context, table: pa.Table, prior: PriorHistorySpec, schema: pa.Schema) -> pa.Table:
+    """One token an entry of the sequence, the last L of each user; an action's bit is membership in its list."""
+    for column in (prior.sequence, *prior.actions.values()):
+        if column not in table.column_names:
+            remedy = nearest(column, table.column_names)
+            where = f"data.prior_history ({prior.path})"
+            raise ConfigError("the prior history lacks a mapped column", where=where, got=column, remedy=remedy)
+    sequence = table[prior.sequence].combine_chunks()
+    length_U = np.asarray(pc.fill_null(pc.list_value_length(sequence), 0), np.int64)
+    user_N = np.repeat(np.arange(len(table)), length_U)
+    item = pc.list_flatten(sequence)
+    last_N = np.arange(len(user_N)) >= np.repeat(np.cumsum(length_U) - context.max_history, length_U)
+    user_N, item = user_N[last_N], item.filter(pa.array(last_N))
+    columns: dict[str, pa.Array] = {
+        "user": table[prior.key].combine_chunks().take(pa.array(user_N)).cast(schema.field("user").type),
+        "item": item.cast(schema.field("item").type),
+    }
+    for action, column in prior.actions.items():
+        if LABEL + action in schema.names:
+            columns[LABEL + action] = pa.array(_membership(table[column], user_N, item).astype(np.float32))
+    rows = pa.table({**columns, "request_time": pa.array(np.full(len(user_N), _BEFORE))})
+    rows = join(rows, [side for side in side_tables(context.spec) if side.entity == "item" and side.history is None])
+    rows = pa.table({field.name: _as(rows, field) for field in schema}, schema=schema)
+    return _sorted(rows)
+
+
+def _as(rows: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    return rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+
+
+def _membership(lists: pa.ChunkedArray, user_N: np.ndarray, item: pa.Array) -> np.ndarray:
+    """Tells for each (row, item) whether the row's list holds the item."""
+    column = lists.combine_chunks()
+    length_U = np.asarray(pc.fill_null(pc.list_value_length(column), 0), np.int64)
+    owner_M = np.repeat(np.arange(len(column)), length_U)
+    members = pc.list_flatten(column).cast(item.type)
+    items = pc.unique(pa.concat_arrays([members, item]))
+    pair_M = owner_M * len(items) + np.asarray(pc.index_in(members, value_set=items), np.int64)
+    return np.isin(user_N * len(items) + np.asarray(pc.index_in(item, value_set=items), np.int64), pair_M)

@@ -1,0 +1,184 @@
+"""Examples: the events of a (day, user bucket) and their sampled negatives, with point-in-time features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainer.logs.calendar import BusinessDays
+from trainer.rebuild.context import Context
+from trainer.rebuild.counters import Read, all_primitives, counter_values, coverage, window_names
+from trainer.rebuild.entities import columns_needed, entity_log, is_user_keyed, keys_of
+from trainer.rebuild.events import read_events, read_many
+from trainer.rebuild.kernels import CounterKernel, Primitive
+from trainer.rebuild.negatives import candidates, with_negatives
+from trainer.rebuild.serving import ripe, served
+from trainer.rebuild.sides import side_tables
+from trainer.rebuild.store import Record, finish, write_table
+from trainer.rebuild.timelines import TimelineReader
+from trainer.schema.examples import FEATURE, LABEL, SORT_ORDER, examples_path
+from trainer.schema.expression import Column, evaluate
+from trainer.schema.logs import LogSpec
+
+_OWN = ("delivery", "row")  # columns of ingestion that examples do not have
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a run of days reads.
+
+    Attributes:
+        carry_in: Source days that the windows of the run's rows reach, the run's own days included.
+        calendar: Calendar days in which a request of the run lies.
+        pool: Source days whose items may be drawn as negatives.
+        healthy: Healthy days up to the last one: what coverage counts.
+    """
+
+    carry_in: list[str]
+    calendar: list[str]
+    pool: list[str]
+    healthy: list[str]
+
+
+def write_examples(context: Context, bucket: int, days: Sequence[str], sources: Sources, keys: dict[str, str]) -> list[Record]:
+    """Builds the examples of consecutive days of one user bucket.
+
+    Args:
+        context: The rebuild.
+        bucket: User bucket.
+        days: Source days, in order.
+        sources: What their rows read.
+        keys: Day -> key of its record.
+
+    Returns:
+        One record a day; facts are rows, events and negatives.
+    """
+    rows = target_rows(context, bucket, days, sources)
+    rows = with_features(context, bucket, rows, sources)
+    records = []
+    day_N = rows["day"].to_numpy()
+    rows = rows.drop_columns(["day"])
+    for position, day in enumerate(days):
+        table = sorted_rows(rows.filter(pa.array(day_N == position)))
+        path = examples_path(context.folder, day, bucket)
+        digest = write_table(path, table, context.compression)
+        events = int(pc.sum(table["is_event"].cast(pa.int64())).as_py() or 0)
+        facts = {"rows": len(table), "events": events, "negatives": len(table) - events}
+        record = Record(keys[day], {str(path.relative_to(context.folder)): digest}, facts)
+        records.append(finish(context.folder, f"examples/{day}.{bucket:02d}", record))
+    return records
+
+
+def target_rows(context: Context, bucket: int, days: Sequence[str], sources: Sources) -> pa.Table:
+    """Returns the rows of the run without counters: events with ripe labels, `available`, negatives; `day` is their position."""
+    spec, tables = context.spec, side_tables(context.spec)
+    pool = None
+    if spec.negatives:
+        pool = candidates(read_many(context, sources.pool, range(context.user_buckets), ["item", "event_time", "known_at"]), spec.negatives)
+    parts = []
+    for position, day in enumerate(days):
+        events = read_events(context, day, bucket)
+        events = events.drop_columns(list(_OWN))
+        events = ripe_labels(events, spec, context.as_of_ms)
+        events = events.append_column("available", pa.array(available(events, spec)))
+        events = events.append_column("is_event", pa.array(np.ones(len(events), bool)))
+        if pool is not None:
+            events = with_negatives(events, pool, spec, tables)
+        parts.append(events.append_column("day", pa.array(np.full(len(events), position))))
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def with_features(context: Context, bucket: int, rows: pa.Table, sources: Sources) -> pa.Table:
+    """Appends counters, calendar features and coverage to rows with a request time."""
+    time_N = rows["request_time"].to_numpy()
+    zone = context.spec.timezone
+    read = _reader(context, bucket, rows, sources)
+    for name, counter in context.counters.items():
+        rows = rows.append_column(FEATURE + name, _nullable(counter_values(counter, read, time_N)))
+    if context.features.calendar:
+        hour = evaluate("hour(t)", {"t": Column(time_N)}, zone)
+        rows = rows.append_column(FEATURE + "hour", pa.array(hour.values_N.astype(np.int64)))
+        rows = rows.append_column(FEATURE + "weekday", pa.array(BusinessDays.covering(time_N, zone).weekday(time_N)))
+    if context.features.coverage:
+        start_D, end_D = day_spans(sources.healthy, zone)
+        for name, window in window_names(context.counters.values()).items():
+            rows = rows.append_column(f"{FEATURE}coverage_{name}", pa.array(coverage(time_N, window, start_D, end_D)))
+    return rows
+
+
+def numeric_names(context: Context) -> dict[str, str]:
+    """Returns every numeric feature -> its transform."""
+    side = [item for table in context.spec.side_tables.values() for item in table.columns.items()]
+    plain = {name: column.transform for name, column in [*context.spec.features.items(), *side] if column.kind == "numeric"}
+    counted = {name: counter.numeric_transform for name, counter in context.counters.items()}
+    covered = {f"coverage_{name}": "none" for name in window_names(context.counters.values())} if context.features.coverage else {}
+    return {**plain, **counted, **covered}
+
+
+def categorical_names(context: Context) -> list[str]:
+    """Returns every categorical feature."""
+    side = [item for table in context.spec.side_tables.values() for item in table.columns.items()]
+    names = [name for name, column in [*context.spec.features.items(), *side] if column.kind == "categorical"]
+    return [*names, *(["hour", "weekday"] if context.features.calendar else [])]
+
+
+def available(events: pa.Table, spec: LogSpec) -> np.ndarray:
+    """Returns when each event may stand in a history: known, over, its history actions ripe, and seen by serving."""
+    return served(ripe(events["event_time"].to_numpy(), events["known_at"].to_numpy(), spec.history_maturity_ms), spec)
+
+
+def ripe_labels(events: pa.Table, spec: LogSpec, as_of_ms: int) -> pa.Table:
+    """Makes labels (those present) null that are not ripe at the cut-off: unknown, never negative."""
+    event_N, known_N = events["event_time"].to_numpy(), events["known_at"].to_numpy()
+    for name, action in spec.actions.items():
+        if LABEL + name not in events.column_names:
+            continue
+        ripe_N = ripe(event_N, known_N, action.maturity_ms) <= as_of_ms
+        if not ripe_N.all():
+            index = events.column_names.index(LABEL + name)
+            events = events.set_column(index, LABEL + name, pc.if_else(pa.array(ripe_N), events[LABEL + name], None))
+    return events
+
+
+def sorted_rows(table: pa.Table) -> pa.Table:
+    """Sorts rows by (user, available, event_time, item), then events before negatives, then by order of drawing."""
+    order = pc.sort_indices(
+        table.append_column("input", pa.array(np.arange(len(table)))),
+        sort_keys=[*((name, "ascending") for name in SORT_ORDER), ("is_event", "descending"), ("input", "ascending")],
+    )
+    return table.take(order).combine_chunks()
+
+
+def day_spans(days: Sequence[str], zone: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first instant of each day and the first after it, int64 ms."""
+    spans = [BusinessDays.between(day, day, zone).starts_D for day in days]
+    return np.array([span[0] for span in spans], np.int64), np.array([span[1] for span in spans], np.int64)
+
+
+def _reader(context: Context, bucket: int, rows: pa.Table, sources: Sources) -> Read:
+    """Returns a function that reads primitives for all rows: user-keyed ones from the bucket's events, others from timelines."""
+    time_N = rows["request_time"].to_numpy()
+    values: dict[Primitive, np.ndarray] = {}
+    has_key: dict[tuple[str, ...], np.ndarray] = {}
+    primitives = all_primitives(context.counters.values())
+    own = [primitive for primitive in primitives if is_user_keyed(primitive.entity)]
+    events = read_many(context, sources.carry_in, [bucket], columns_needed(own)) if own else None
+    for entity in sorted({primitive.entity for primitive in primitives}):
+        members = [primitive for primitive in primitives if primitive.entity == entity]
+        key_N, has_key[entity] = keys_of(rows, entity)
+        if is_user_keyed(entity):
+            kernel = CounterKernel(entity_log(events, context.spec, entity, members))
+            values |= kernel.evaluate(members, kernel.groups(key_N), time_N)
+        else:
+            timeline = TimelineReader(context, sources.calendar, entity)
+            timeline.locate(key_N, time_N)
+            values |= {primitive: timeline.read(primitive) for primitive in members}
+    return lambda primitive: (values[primitive], has_key[primitive.entity])
+
+
+def _nullable(value_N: np.ndarray) -> pa.Array:
+    return pa.array(value_N, mask=np.isnan(value_N))

@@ -128,5 +128,15 @@ def test_rotation_depends_on_the_distance_only():
     torch.testing.assert_close(still, q)
 
 
+def test_attention_of_a_sasrec_block_depends_on_distances_only(kit):
+    model = kit.model(kit.bare(), dtype=torch.float64)
+    packing = pack(kit.batch(kit.bare(), [5, 9], [[], []]))
+    x, layout = torch.randn(16, 16, dtype=torch.float64), causal_layout(packing)
+    outs = [model.blocks[0](x, model.rotary, model.rotary(packing.position_R + shift), layout) for shift in (0, 11)]
+    torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-10)
+    unmoved = model.blocks[0](x, model.rotary, model.rotary(packing.position_R * 0), layout)
+    assert not torch.allclose(unmoved, outs[0])
+
+
 def test_rotary_frequencies_are_saved():
     assert "frequency" in Rotary(8).state_dict()

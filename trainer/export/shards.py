@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.errors import ExportError
-from trainer.schema.embeddings import Shard
+from trainer.schema.embeddings import Shard, wide_names
 from trainer.schema.hashing import sha256_file
 
 ROW_GROUP_BYTES = 16 << 20  # what is held in memory at a time, whatever the number of entities
@@ -33,12 +33,6 @@ def wide_schema(id_type: pa.DataType, dim: int) -> pa.Schema:
     """Returns the schema of the wide view: one float32 column a dimension."""
     fields = [pa.field(name, pa.float32(), nullable=False) for name in wide_names(dim)]
     return pa.schema([pa.field("id", id_type, nullable=False), *fields])
-
-
-def wide_names(dim: int, prefix: str = "") -> list[str]:
-    """Returns the column names of a vector spread out: e000, e001, ...; as many digits as the last one needs, at least 3."""
-    digits = max(3, len(str(dim - 1)))
-    return [f"{prefix}e{index:0{digits}d}" for index in range(dim)]
 
 
 def vector_batch(schema: pa.Schema, ids: pa.Array, vectors_MD: np.ndarray) -> pa.RecordBatch:

@@ -92,3 +92,9 @@ class EmbeddingManifest:
     coverage: dict[str, float] = field(default_factory=dict)
     shards: dict[str, list[Shard]]
     norms: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def wide_names(dim: int, prefix: str = "") -> list[str]:
+    """Returns the column names of a vector spread out: e000, e001, ...; as many digits as the last one needs, at least 3."""
+    digits = max(3, len(str(dim - 1)))
+    return [f"{prefix}e{index:0{digits}d}" for index in range(dim)]

@@ -10,8 +10,7 @@ import pytest
 from trainer.config import ExportConfig
 from trainer.errors import ExportError
 from trainer.export import lookup, read_embeddings, read_manifest, read_pairs
-from trainer.export.shards import wide_names
-from trainer.schema.embeddings import VectorBlock
+from trainer.schema.embeddings import VectorBlock, wide_names
 from trainer.schema.files import locked
 
 pytestmark = pytest.mark.filterwarnings("error")

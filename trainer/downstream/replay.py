@@ -1,0 +1,161 @@
+"""The frozen live model, replayed on new features before they are released.
+
+A gradient-boosted model holds thresholds on raw coordinates. A rotation or a shift of the embeddings costs it its accuracy and its
+calibration in silence; replaying it is the only check that sees exactly what production will see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.downstream import frozen
+from trainer.downstream.booster import library
+from trainer.downstream.features import check_columns, numbers
+from trainer.downstream.table import labels_of, ripe, weights_of
+from trainer.errors import CheckpointError, ConfigError, DataError, nearest
+from trainer.metrics import Estimate, Rows, arrange, auc, interval, normalised_loss, quotient
+from trainer.schema.embeddings import wide_names
+from trainer.schema.ids import hash_ids
+from trainer.schema.verdict import Check
+
+FAMILY = "downstream"
+
+MEAN_MARGIN = 0.05  # relative change of the mean prediction
+NE_MARGIN = 0.005  # relative increase of NE
+AUC_MARGIN = 0.002  # loss of AUC
+
+_THREADS = 2
+_NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_fixed_size_list)
+
+
+def replay(model_path: Path, table: pa.Table, columns: Sequence[str], *, before: pa.Table, action: str) -> list[Check]:
+    """Scores the same rows by the frozen model on the old and on the new features, and judges the difference.
+
+    Args:
+        model_path: LightGBM model in its text format.
+        table: Rows with the new features: user, label_<action> (null = not ripe), optional weight, and `columns`.
+        columns: Numeric and vector columns; spread out they must be the model's features, in any order.
+        before: The same rows with the old features.
+        action: Action that the model predicts.
+
+    Returns:
+        Checks of family ``downstream``: mean prediction and NE (binary models), AUC. Each fails where harm beyond its margin is
+        shown, passes where such harm is ruled out, and holds in between.
+
+    Raises:
+        CheckpointError: If the model file is absent or damaged.
+        ConfigError: If features do not match, or LightGBM is not installed.
+        DataError: If the two tables do not hold the same rows.
+    """
+    model = _Frozen.read(model_path)
+    _check_rows(table, before, action)
+    new, old = ripe(table, action), ripe(before, action)
+    new_N, old_N = model.scores([_matrix(model, side, columns) for side in (new, old)])
+    label_N = labels_of(new, action)
+    rows = arrange(hash_ids(new["user"]), weight_N=weights_of(new))
+    lost = auc(old_N, label_N, rows).minus(auc(new_N, label_N, rows))
+    checks = [_check("replay_auc", action, lost, AUC_MARGIN, rows, "AUC of the frozen model falls by {:.4f}")]
+    if model.objective != "binary":
+        return checks
+    moved = quotient(new_N, old_N, rows).log(rows)
+    ne_new, ne_old = (normalised_loss("binary", score_N, label_N, rows) for score_N in (new_N, old_N))
+    worse = ne_new.minus(ne_old)
+    worse = Estimate(worse.value_G / ne_old.value_G, worse.influence_N / ne_old.value_G[rows.group_N])
+    return [
+        _check("replay_mean", action, _absolute(moved), MEAN_MARGIN, rows, "mean prediction of the frozen model moves by {:.1%}"),
+        _check("replay_ne", action, worse, NE_MARGIN, rows, "NE of the frozen model rises by {:.2%}"),
+        *checks,
+    ]
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """The live model, known by what its file says about itself; only a child process ever loads it."""
+
+    path: Path
+    objective: str
+    feature_names: list[str]
+
+    @classmethod
+    def read(cls, path: Path) -> _Frozen:
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError("cannot read the live downstream model", where=path, got=error) from error
+        head = dict(line.split("=", 1) for line in text.split("\nTree=", 1)[0].splitlines() if "=" in line)
+        if not text.startswith("tree\n") or "\nend of trees\n" not in text or "feature_names" not in head:
+            expected = "text from `tree` to `end of trees`"
+            raise CheckpointError("not a whole LightGBM model", where=path, expected=expected, remedy="save it with Booster.save_model")
+        return cls(path, (head.get("objective") or "none").split()[0], head["feature_names"].split())
+
+    def scores(self, matrices: list[np.ndarray]) -> list[np.ndarray]:
+        """Returns the scores of each matrix, float64 [N].
+
+        Raises:
+            CheckpointError: If the child that loads the model fails or dies.
+        """
+        library()
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder) / f"{index}.npy" for index in range(len(matrices))]
+            for path, value_NF in zip(paths, matrices, strict=True):
+                np.save(path, value_NF)
+            command = [sys.executable, "-P", frozen.__file__, str(self.path), str(_THREADS), *map(str, paths)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+                raise CheckpointError("LightGBM cannot use the live downstream model", where=self.path, got=last, remedy="restore the file")
+            return [np.load(path.with_name(f"{path.name}.scores.npy")) for path in paths]
+
+
+def _check_rows(table: pa.Table, before: pa.Table, action: str) -> None:
+    for name in ("user", f"label_{action}"):
+        check_columns(table, [name])
+        check_columns(before, [name])
+        if not table[name].equals(before[name]):
+            raise DataError("the old and the new features are not of the same rows", where=name, remedy="join both to one list of rows")
+
+
+def _matrix(model: _Frozen, table: pa.Table, columns: Sequence[str]) -> np.ndarray:
+    """Returns the columns as the model's feature matrix: spread out, by name, in the model's order."""
+    check_columns(table, columns)
+    names: list[str] = []
+    parts = []
+    for name in columns:
+        kind = table.schema.field(name).type
+        if not any(is_kind(kind) for is_kind in _NUMBERS):
+            raise DataError("a feature of the live model is not a number", where=name, got=kind, remedy="code it as the live pipeline does")
+        parts.append(numbers(table[name], name))
+        names += wide_names(kind.list_size, f"{name}_") if pa.types.is_fixed_size_list(kind) else [name]
+    wanted = model.feature_names
+    for name in sorted(set(wanted) ^ set(names)):
+        side = "the live model has a feature that the table lacks" if name in wanted else "the live model has no such feature"
+        raise ConfigError(side, where=model.path, got=name, remedy=nearest(name, names if name in wanted else wanted))
+    return np.ascontiguousarray(np.concatenate(parts, axis=1)[:, [names.index(name) for name in wanted]])
+
+
+def _absolute(estimate: Estimate) -> Estimate:
+    """Turns a signed change into its size: harm in either direction."""
+    sign = -1.0 if estimate.value_G[0] < 0 else 1.0
+    return Estimate(sign * estimate.value_G, sign * estimate.influence_N)
+
+
+def _check(name: str, action: str, harm: Estimate, margin: float, rows: Rows, finding: str) -> Check:
+    value, low, high = float(harm.value_G[0]), *(float(end_G[0]) for end_G in interval(harm, rows))
+    asked = Check(
+        name=name, family=FAMILY, action=action, margin=margin, n=int(rows.n_G[0]), outcome="not_testable",
+        sentence="The frozen model cannot be judged: one class, one user, or no ripe rows.",
+    )  # fmt: skip
+    if not np.isfinite([value, low, high]).all():
+        return asked
+    outcome = "fail" if low > margin else "pass" if high <= margin else "hold"
+    sentence = f"On the new features the {finding.format(value)} (tolerated: {margin:g}; interval {low:.4f} to {high:.4f})."
+    return dataclasses.replace(asked, estimate=value, low=low, high=high, outcome=outcome, sentence=sentence)

@@ -1,0 +1,72 @@
+"""`downstream.json`: what the embeddings are worth to the ranking model behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+DOWNSTREAM_VERSION = 1
+
+OK = "ok"
+NOT_TESTABLE = "not_testable"
+
+WITHOUT = "without"
+WITH = "with"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A number with its user-clustered 95 per cent interval; ends are null where there is none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One final model, judged on rows of users that it was not trained on.
+
+    Attributes:
+        features: Columns of its feature matrix.
+        trees: Trees of each fold's model (early stopping decides).
+        ne: Normalised entropy.
+        auc: Area under the ROC curve.
+        ratio: Calibration ratio of the final score, sum p / sum y.
+    """
+
+    features: int
+    trees: list[int]
+    ne: Interval
+    auc: Interval
+    ratio: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownstreamReport:
+    """The same final model with and without the exported features, on the same rows.
+
+    Attributes:
+        version: Version of this schema.
+        status: ``ok`` or ``not_testable``.
+        reason: Why it is not testable.
+        action: Action that the final model predicts.
+        rows: Judged rows.
+        users: Users they belong to.
+        positives: Rows with a positive label.
+        arms: ``without`` and ``with``.
+        lift: Metric -> ``with`` minus ``without``, paired row by row (``ne``: below 0 is better; ``auc``: above 0 is better).
+        importance: Share of the total gain of the 20 most used features of the arm ``with``, largest first.
+        seed: Seed of the models.
+    """
+
+    version: int = DOWNSTREAM_VERSION
+    status: str
+    reason: str | None = None
+    action: str
+    rows: int = 0
+    users: int = 0
+    positives: int = 0
+    arms: dict[str, Arm] = field(default_factory=dict)
+    lift: dict[str, Interval] = field(default_factory=dict)
+    importance: dict[str, float] = field(default_factory=dict)
+    seed: int = 0

@@ -1,7 +1,8 @@
 """Calibration against labels: do the challenger's probabilities mean what they say, and at least as well as production's?
 
 Labels are noisy, production is there: a challenger that moved by less than the slack cannot be farther off than production by more
-than the slack, whatever the labels say. That settles most slices without any label.
+than the slack, whatever the labels say. That settles most slices without any label. And one that moved by more than the margin for
+certain, where labels are sharp enough to say that production was nearer, is caught long before labels alone would show it.
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ def _question(
     return _against_labels(check, ours, theirs, moved, few, slack, policy)
 
 
+_SHARP = 4.0  # standard errors of the labels that a move must span before their point estimate may speak against it
+
+
 def _against_labels(
     check: Check, ours: Measured, theirs: Measured, moved: Measured, few: str | None, slack: float, policy: GatePolicy
 ) -> Question:
@@ -78,12 +82,21 @@ def _against_labels(
         words = f"sum p / sum y = {math.exp(ours.value):.3f} [{math.exp(low):.3f}, {math.exp(min(high, 700)):.3f}]"
     if math.isfinite(theirs.value):
         words += f", production {math.exp(theirs.value):.3f}" + (" (no farther from 1 than that)" if excused else "")
-    p = 1.0 if excused else ours.p_outside(-margin, margin) if defined else None
+    p = None
+    if excused or defined:
+        p = 1.0 if excused else _either(ours, moved, margin)
     check = replace(_filled(check, ours, policy), p=p, sentence=f"{check.sentence}{words}, tolerated {check.margin:.0%}")
     bounds = [bound for bound in (ours.upper_absolute(policy.confidence), moved.upper_absolute(policy.confidence)) if math.isfinite(bound)]
     upper = math.expm1(min(bounds, default=math.inf)) if min(bounds, default=math.inf) < 700 else math.inf
     few = few if few or defined else "no positive label"
     return Question(check=check, upper=upper, se=ours.se, dof=ours.dof, too_few=few)
+
+
+def _either(ours: Measured, moved: Measured, margin: float) -> float:
+    """p-value of "neither off by more than the margin nor moved by more than it, against sharp labels" (Bonferroni over both)."""
+    off = ours.p_outside(-margin, margin)
+    sharp = math.isfinite(moved.se) and _SHARP * ours.se <= abs(moved.value)
+    return min(1.0, 2 * min(off, moved.p_outside(-margin, margin))) if sharp else off
 
 
 def _filled(check: Check, log_value: Measured, policy: GatePolicy) -> Check:

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
-import numpy as np
+from scipy.special import stdtr, stdtrit
 
 from trainer.metrics import Estimate, Rows, spread
-from trainer.metrics.rows import normal_score, student_quantile
 from trainer.schema.policy import GatePolicy
 from trainer.schema.verdict import ALL, Check
 
@@ -45,18 +44,11 @@ class Question:
     too_few: str | None = None
 
 
-def upper_tail(t: float, dof: float) -> float:
-    """Upper tail probability of Student's t, by the normal score that intervals use too."""
-    if math.isinf(t):
-        return 0.0 if t > 0 else 1.0
-    return 0.5 * math.erfc(float(normal_score(np.asarray(t), np.asarray(dof))) / math.sqrt(2))
-
-
 def excess_p(excess: float, se: float, dof: float) -> float:
-    """p-value of "the true excess over the margin is not positive"; without any noise it is certainty either way."""
+    """p-value (Student's t) of "the true excess over the margin is not positive"; without any noise it is certainty either way."""
     if se == 0:
         return 0.0 if excess > 0 else 1.0
-    return upper_tail(excess / se, dof)
+    return float(stdtr(dof, -excess / se))
 
 
 def either_side(p_above: float, p_below: float) -> float:
@@ -68,7 +60,7 @@ def reach(se: float, dof: float, level: float) -> float:
     """Distance from an estimate to its one-sided bound at `level`; 0 for an estimate without noise."""
     if math.isnan(se):
         return math.inf
-    return float(student_quantile(_NORMAL.inv_cdf(level), np.asarray(dof))) * se if se > 0 else 0.0
+    return float(stdtrit(dof, level)) * se if se > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -111,9 +111,10 @@ def _compare(docket: _Docket, table: Predictions, action: ActionColumns, seed: i
         docket.ask(("quality", action.name, "ranking"), quality, action, scope, policy, docket.severity("ranking"))
         docket.ask(("calibration", action.name, "calibration"), calibration, action, scope, policy, docket.severity("calibration"))
     docket.ask(("ecce", action.name, "calibration"), cumulative, action, where[0], policy, docket.severity("calibration"), seed)
-    if names.COUNTING in action.scores:
-        severity = docket.severity("baseline", "warn")
-        docket.ask(("counting", action.name, "baseline"), quality, action, where[0], policy, severity, names.COUNTING)
+    for baseline in (names.COUNTING, names.CONTINUED):
+        if baseline in action.scores:
+            severity = docket.severity("baseline", "warn")
+            docket.ask((f"vs_{baseline}", action.name, "baseline"), quality, action, where[0], policy, severity, baseline)
 
 
 def _sanity(docket: _Docket, table: Predictions, action: ActionColumns) -> None:
@@ -130,7 +131,7 @@ def _sanity(docket: _Docket, table: Predictions, action: ActionColumns) -> None:
 
 def _not_below_counting(action: ActionColumns, scope: Scope, policy: GatePolicy) -> list[Question]:
     """Ranking against counting; nothing need be proven, only a shown loss counts."""
-    asked = quality(action, scope, policy, "block", names.COUNTING)
+    asked = [one for one in quality(action, scope, policy, "block", names.COUNTING) if isinstance(one, Question)]
     return [replace(question, upper=-math.inf) for question in asked if question.check.name.startswith(("auc", "rank_correlation"))]
 
 
@@ -193,7 +194,7 @@ def _coverage(checks: Sequence[Check], table: Predictions, policy: GatePolicy) -
         words = "too much to promote on" if held else "tolerable"
         check = Check(
             name="slice_coverage", family="data", slice=f"{column.name}=*", estimate=untested, margin=policy.untestable_share, n=rows,
-            outcome="hold" if held else "pass", severity="block",
+            outcome="hold" if held else "pass", severity=policy.severity.get("slice_coverage", "block"),
             sentence=f"{untested:.0%} of the checks on {column.name}, by rows, could not be tested: {words}",
         )  # fmt: skip
         found.append(check)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from trainer.gate.decide import Question
 from trainer.gate.scope import Harm, Scope, ask, too_few
 from trainer.gate.table import BINARY, ActionColumns, Predictions, not_applicable
-from trainer.metrics import auc, gauc, loss, ndcg, normalised_loss, rank_correlation
+from trainer.metrics import Estimate, Rows, auc, gauc, loss, ndcg, normalised_loss, rank_correlation
 from trainer.schema import predictions as names
 from trainer.schema.policy import GatePolicy
 from trainer.schema.verdict import Check
 
+Metric = Callable[[np.ndarray, np.ndarray, Rows], Estimate]
+
 
 def quality(
     action: ActionColumns, scope: Scope, policy: GatePolicy, severity: str, against: str = names.PRODUCTION
-) -> list[Question]:
+) -> list[Question | Check]:
     """Asks for AUC, GAUC and NE (binary), rank correlation and deviance (others) in every group of `scope`.
 
     Args:
@@ -30,8 +34,8 @@ def quality(
     same_G = ~scope.differs(ours_N, theirs_N)
     few_G = too_few(scope, label_N, action.kind == BINARY, policy)
     suffix = "" if against == names.PRODUCTION else f"_vs_{against.rstrip('_')}"
-    questions = []
-    for kind, metric in _ranking(action, policy, suffix, severity, suffix != ""):
+    questions: list[Question | Check] = []
+    for kind, metric in _ranking(action, policy, suffix, severity):
         ours, theirs = metric(ours_N, label_N, scope.rows), metric(theirs_N, label_N, scope.rows)
         questions += ask(kind, theirs.minus(ours), [theirs.value_G, ours.value_G], same_G, few_G, scope, policy)
     ours, theirs = (loss(action.kind, score_N, label_N, scope.rows) for score_N in (ours_N, theirs_N))
@@ -40,18 +44,20 @@ def quality(
     return questions + ask(_loss(action, policy, suffix, severity), harm, shown, same_G, few_G, scope, policy)
 
 
-def _ranking(action: ActionColumns, policy: GatePolicy, suffix: str, severity: str, baseline: bool) -> list[tuple]:
-    family = "baseline" if baseline else "ranking"
-    gain = np.inf if baseline else policy.suspicious_auc
+def _ranking(action: ActionColumns, policy: GatePolicy, suffix: str, severity: str) -> list[tuple[Harm, Metric]]:
+    family = "baseline" if suffix else "ranking"
+    gain = np.inf if suffix else policy.suspicious_auc
 
-    def kind(name: str, label: str, margin: float) -> Harm:
+    def kind(name: str, label: str, margin: float, needs: str | None = None) -> Harm:
         return Harm(
-            name=name + suffix, family=family, action=action.name, label=label, margin=margin, gain_limit=gain, severity=severity
-        )
+            name=name + suffix, family=family, action=action.name, label=label, margin=margin, gain_limit=gain, severity=severity,
+            needs=needs,
+        )  # fmt: skip
 
     if action.kind != BINARY:
         return [(kind("rank_correlation", "rank correlation", policy.rank_margin), rank_correlation)]
-    return [(kind("auc", "AUC", policy.auc_margin), auc), (kind("gauc", "GAUC", policy.gauc_margin), gauc)]
+    both = "users with both classes"
+    return [(kind("auc", "AUC", policy.auc_margin), auc), (kind("gauc", "GAUC", policy.gauc_margin, both), gauc)]
 
 
 def _loss(action: ActionColumns, policy: GatePolicy, suffix: str, severity: str) -> Harm:
@@ -65,7 +71,7 @@ def _loss(action: ActionColumns, policy: GatePolicy, suffix: str, severity: str)
 
 def value_ranking(
     predictions: Predictions, scope: Scope, gain_N: np.ndarray, policy: GatePolicy, severity: str
-) -> list[Question]:
+) -> list[Question | Check]:
     """Asks for the NDCG of the value function: do the slates still put first what turned out to be worth most?
 
     Args:
@@ -80,11 +86,9 @@ def value_ranking(
     ours, theirs = (ndcg(value_N, gain_N, slate_N, scope.rows, policy.top_k) for value_N in (ours_N, theirs_N))
     kind = Harm(
         name="ndcg", family="ranking", action="value", label=f"NDCG@{policy.top_k} of the slates ({predictions.slates})", relative=True,
-        margin=policy.ndcg_margin, gain_limit=policy.suspicious_relative, severity=severity,
+        margin=policy.ndcg_margin, gain_limit=policy.suspicious_relative, severity=severity, needs="slates with different outcomes",
     )  # fmt: skip
-    few_G = [
-        f"{n:,} rows, {policy.min_rows:,} needed" if n < policy.min_rows else None for n in scope.rows.n_G.tolist()
-    ]
+    few_G = [f"{n:,} rows, {policy.min_rows:,} needed" if n < policy.min_rows else None for n in scope.rows.n_G.tolist()]
     harm = theirs.log(scope.rows).minus(ours.log(scope.rows))
     return ask(kind, harm, [theirs.value_G, ours.value_G], ~scope.differs(ours_N, theirs_N), few_G, scope, policy)
 

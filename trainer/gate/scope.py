@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.gate.decide import Measured, Question, measure
-from trainer.gate.table import Predictions
+from trainer.gate.table import Predictions, not_applicable
 from trainer.metrics import Estimate, Rows, arrange
 from trainer.schema.policy import GatePolicy
 from trainer.schema.verdict import ALL, Check
@@ -71,6 +71,8 @@ class Harm:
         gain_limit: Gain on all rows that is suspicious.
         relative: Whether harm is a difference of logarithms, read as a relative change.
         severity: Severity of the check.
+        needs: What the rows must hold for the metric to exist at all, say users with both classes; where no row provides it the check
+            is not applicable. Null: a metric that does not exist on all rows holds.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Harm:
     gain_limit: float = math.inf
     relative: bool = False
     severity: str = "block"
+    needs: str | None = None
 
 
 def ask(
@@ -91,7 +94,7 @@ def ask(
     few_G: Sequence[str | None],
     scope: Scope,
     policy: GatePolicy,
-) -> list[Question]:
+) -> list[Question | Check]:
     """Asks whether a harm beyond the margin is shown, one question a group.
 
     Args:
@@ -104,6 +107,8 @@ def ask(
         policy: Margins and confidence.
     """
     found_G = measure(harm, scope.rows)
+    if kind.needs is not None and scope.slices == [ALL] and not math.isfinite(found_G[0].value) and not same_G[0]:
+        return [not_applicable(kind.name, kind.family, f"{kind.label} of {kind.action} needs {kind.needs}", action=kind.action)]
     exact = Measured(0.0, 0.0, math.inf)
     return [
         _question(kind, exact if same_G[g] else found_G[g], [float(x_G[g]) for x_G in pair_G], few_G[g], scope, g, policy)

@@ -14,7 +14,9 @@ POLICY_VERSION = 1
 
 FIRST = ("hold", "promote")
 SEVERITIES = ("block", "warn", "info")
-FAMILIES = ("data", "ranking", "loss", "calibration", "scores", "slate", "baseline")
+FAMILIES = ("ranking", "loss", "calibration", "scores", "slate", "baseline")  # `data` checks always block: the gate fails closed
+CHECKS = ("auc", "gauc", "rank_correlation", "ndcg", "ne", "deviance", "calibration", "ecce", "slice_coverage")
+CHECK_PREFIXES = ("share_", "churn_", "slate_", "auc_vs_", "gauc_vs_", "ne_vs_", "rank_correlation_vs_", "deviance_vs_")
 VALUE = "value"  # name of the value function where a rule refers to a score
 CROSS = "*"  # "country*platform" is the cross of two slice columns
 
@@ -101,7 +103,7 @@ class GatePolicy:
     share_margin: float = 0.10
     quantile_share_margin: float = 0.15
     excuse_backed: bool = True
-    slice_factor: float = 2.0
+    slice_factor: float = 1.5
     quantiles: list[float] = field(default_factory=lambda: [0.1, 0.01, 0.001])
     rows_per_quantile: float = 800.0
     churn_budget: float = 0.3
@@ -134,6 +136,8 @@ class GatePolicy:
                 got=f"{self.calibration_slack}, {self.untestable_share}", expected="slack >= 0, share between 0 and 1",
             )  # fmt: skip
         for key, value in self.severity.items():
+            if not key.startswith(CHECK_PREFIXES):
+                _choice("gate.severity", key, FAMILIES + CHECKS)
             _choice(f"gate.severity.{key}", value, SEVERITIES)
 
     @property

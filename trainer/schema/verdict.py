@@ -21,7 +21,7 @@ class Check:
 
     Attributes:
         name: What is measured, say ``auc`` or ``share@top_1%``.
-        family: Group of checks (`trainer.schema.policy.FAMILIES`, or the stage that handed the check in).
+        family: Group of checks (`trainer.schema.policy.FAMILIES`, ``data``, or the stage that handed the check in).
         action: Action, blend or ``value``; ``all`` where the check is about no single one.
         slice: ``<column>=<value>``, or ``all``.
         estimate: Harm, or the quantity that is bounded, in the margin's unit; null when there is none.

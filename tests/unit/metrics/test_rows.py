@@ -4,7 +4,7 @@ from scipy import stats
 
 from trainer.errors import DataError
 from trainer.metrics import Estimate, arrange, auc, interval, mean, quotient, spread
-from trainer.metrics.rows import normal_score, student_quantile
+from trainer.metrics.rows import student_quantile
 
 
 def test_clusters_are_users_within_groups():
@@ -83,12 +83,11 @@ def test_the_logarithm_of_nothing_is_undefined():
     assert np.isnan(quotient(np.ones(3), np.zeros(3), rows).value_G[0])
 
 
-@pytest.mark.parametrize("dof", [10.0, 30.0, 1000.0])
-def test_student_approximation_stays_near_and_on_the_safe_side(dof):
-    t = np.array([1.0, 2.0, 3.0, 4.0])
-    ratio = stats.norm.sf(normal_score(t, np.asarray(dof))) / stats.t.sf(t, dof)
-    assert (ratio >= 1 - 1e-9).all() and (ratio < 1.5).all()
-    assert student_quantile(1.96, np.asarray(dof)) == pytest.approx(stats.t.ppf(stats.norm.cdf(1.96), dof), rel=0.02)
+@pytest.mark.parametrize("dof", [5.0, 10.0, 30.0, 1000.0])
+@pytest.mark.parametrize("z", [-1.96, 1.0, 1.96, 2.6])
+def test_student_quantile_is_near_the_exact_one_and_never_inside_it(dof, z):
+    ratio = float(student_quantile(z, np.asarray(dof))) / stats.t.ppf(stats.norm.cdf(z), dof)
+    assert 1 - 1e-6 <= ratio < (1.02 if dof >= 10 and abs(z) < 2 else 1.6)
 
 
 def test_degrees_of_freedom_see_how_few_rows_carry_the_information():

@@ -21,7 +21,7 @@ from trainer.logs.normalise import first_deliveries, normalise
 from trainer.logs.roles import source_columns
 from trainer.rebuild.context import Context
 from trainer.rebuild.sides import join, side_tables
-from trainer.rebuild.store import Record, finish, read_columns, write_table
+from trainer.rebuild.store import Record, finish, read_columns, write_work
 from trainer.schema.health import DayHealth, FileHealth
 from trainer.schema.logs import LogSpec
 
@@ -59,7 +59,7 @@ def ingest(context: Context, day: str, health: DayHealth, types: dict[str, str],
     files = {}
     for bucket in range(context.user_buckets):
         path = events_path(context.folder, day, bucket)
-        files[str(path.relative_to(context.folder))] = write_table(path, events.filter(pa.array(bucket_N == bucket)), context.compression)
+        files[str(path.relative_to(context.folder))] = write_work(path, events.filter(pa.array(bucket_N == bucket)))
     return finish(context.folder, f"events/{day}", Record(key, files, _facts(context.spec, events)))
 
 
@@ -85,7 +85,7 @@ def mark_repeats(context: Context, day: str, earlier: Sequence[str], key: str) -
         repeats.append(row_N[~kept_N])
     path = _repeats_path(context.folder, day)
     row_M = np.sort(np.concatenate(repeats))
-    digest = write_table(path, pa.table({"row": row_M}), context.compression)
+    digest = write_work(path, pa.table({"row": row_M}))
     record = Record(key, {str(path.relative_to(context.folder)): digest}, {"repeats": len(row_M)})
     return finish(context.folder, f"repeats/{day}", record)
 

@@ -83,6 +83,7 @@ class CounterKernel:
         self._group_N = group_N.astype(np.int64)
         self._by_event = GroupedTimes(self._group_N, log.event_time_N)
         self._by_enter: dict[str, GroupedTimes] = {}
+        self._prefixes: dict[tuple[str, str, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def groups(self, key_Q: np.ndarray) -> np.ndarray:
         """Returns the dense group of each key, -1 for keys without events."""
@@ -120,11 +121,19 @@ class CounterKernel:
         return self._by_enter[action]
 
     def _sum(self, primitive: Primitive, entered_Q: np.ndarray, left_Q: np.ndarray) -> np.ndarray:
-        value_N = _SIGNALS[primitive.signal](self._log, primitive.action)
+        entered_N, left_N = self._sums(primitive)
+        return entered_N[entered_Q] - left_N[left_Q]
+
+    def _sums(self, primitive: Primitive) -> tuple[np.ndarray, np.ndarray]:
+        """Returns prefix sums in order of entry and of event time: int64 [N + 1] each, shared by windows where possible."""
+        action = primitive.action
         # An outcome that ripens after its event has left the window never counts.
-        value_N = np.where(self._log.event_time_N + primitive.window_ms + 1 > self._log.enter[primitive.action], value_N, 0)
-        enter_order_N = self._enter_order(primitive.action).order_N
-        return _prefix(value_N[enter_order_N])[entered_Q] - _prefix(value_N[self._by_event.order_N])[left_Q]
+        dead_N = self._log.event_time_N + primitive.window_ms + 1 <= self._log.enter[action]
+        key = (primitive.signal, action, primitive.window_ms if dead_N.any() else 0)
+        if key not in self._prefixes:
+            value_N = np.where(dead_N, 0, _SIGNALS[primitive.signal](self._log, action))
+            self._prefixes[key] = _prefix(value_N[self._enter_order(action).order_N]), _prefix(value_N[self._by_event.order_N])
+        return self._prefixes[key]
 
     def _last(self, primitive: Primitive, entered_Q: np.ndarray, group_Q: np.ndarray, time_Q: np.ndarray) -> np.ndarray:
         order = self._enter_order(primitive.action)

@@ -19,6 +19,7 @@ from trainer.schema.features import CounterSpec
 from trainer.schema.logs import LogSpec
 from trainer.schema.time import DAY_MS, HOUR_MS, day_end_ms, day_start_ms, parse_duration
 
+_NULL, _UNSEEN = -1, -2
 _LARGEST = 2.0**31  # values of actions are cut here before they are summed
 
 
@@ -35,7 +36,8 @@ class Oracle:
             healthy_days: Days that were present and healthy.
         """
         self._spec, self._counters, self._days = spec, counters, list(healthy_days)
-        self._column = {name: np.array(events[name].to_pylist(), object) for name in events.column_names if not name.startswith("label_")}
+        names = [name for name in events.column_names if name == "user" or name == "item" or name.startswith("feature_")]
+        self._codes = {name: _numbered(events[name].to_pylist()) for name in names}
         self._label = {name: np.array(events[name].to_pylist(), float) for name in events.column_names if name.startswith("label_")}
         self._event_time = events["event_time"].to_numpy()
         self._known_at = events["known_at"].to_numpy()
@@ -74,8 +76,8 @@ class Oracle:
             case "recency":
                 times = self._event_time[chosen]
                 return float((row["request_time"] - times.max()) / HOUR_MS) if len(times) else None
-        values = self._column[_source(counter.of or "")][chosen]
-        return float(len({value for value in values if value is not None}))
+        seen = set(self._codes[_source(counter.of or "")][1][chosen].tolist())
+        return float(len(seen - {_NULL}))
 
     def _smoothed(self, counter: CounterSpec, row: Mapping[str, Any], entity: list[str]) -> float:
         values = self._label[f"label_{counter.action}"]
@@ -98,7 +100,8 @@ class Oracle:
         seen_until = self._seen_until(time)
         chosen &= (self._known_at <= seen_until) & (self._event_time + maturity <= seen_until) & (self._event_time < seen_until)
         for name in entity:
-            chosen &= self._column[_source(name)] == row[_source(name)]
+            numbers, code_N = self._codes[_source(name)]
+            chosen &= code_N == numbers.get(row[_source(name)], _UNSEEN)
         return chosen
 
     def _seen_until(self, time: int) -> int:
@@ -117,6 +120,12 @@ class Oracle:
         while snapshot + period <= until:
             snapshot += period
         return snapshot
+
+
+def _numbered(values: list[Any]) -> tuple[dict[Any, int], np.ndarray]:
+    """Numbers the distinct values of a column; comparing numbers is faster than comparing objects."""
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values)) if value is not None}
+    return numbers, np.array([_NULL if value is None else numbers[value] for value in values], np.int64)
 
 
 def _source(name: str) -> str:

@@ -20,7 +20,7 @@ from trainer.schema.hashing import sha256_file, sha256_json
 from trainer.schema.health import DayHealth
 from trainer.schema.time import day_start_ms, days_between
 
-RUN_ROWS = 4_000_000  # rows that one task may hold, carry-in not counted
+RUN_ROWS = 1_000_000  # rows of all buckets in a run of days, carry-in not counted; timelines take about 0.5 KB a row
 
 
 @dataclass(frozen=True)

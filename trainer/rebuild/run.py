@@ -145,14 +145,14 @@ def _timelines(context: Context, source: SourceDays, wanted: Sequence[str], pool
         pending = [day for day in days if finished(context.folder, record_name(day, bucket), keys[day]) is None]
         for run in plan.runs_of(pending, days_between(days[0], days[-1]), rows):
             arguments = (context, bucket, run, plan.timeline_sources(context, source, run), {day: keys[day] for day in run})
-            tasks.append(Task(write_timelines, arguments, sum(rows[day] for day in run)))
+            tasks.append(Task(write_timelines, arguments, sum(rows[day] for day in run) // context.entity_buckets))
     pool.run("entities", tasks)
 
 
 def _examples(context: Context, source: SourceDays, wanted: Sequence[str], pool: Pool) -> dict[tuple[str, int], Record]:
     """Builds the examples, skipping what is done."""
     keys = {day: plan.examples_key(context, source, day) for day in wanted}
-    rows = {day: source.rows([day]) // context.user_buckets for day in wanted}
+    rows = {day: source.rows([day]) for day in wanted}
     found: dict[tuple[str, int], Record] = {}
     tasks, places = [], []
     for bucket in range(context.user_buckets):
@@ -160,7 +160,7 @@ def _examples(context: Context, source: SourceDays, wanted: Sequence[str], pool:
         found |= {(day, bucket): record for day, record in done.items() if record is not None}
         for run in plan.runs_of([day for day in wanted if done[day] is None], source.days, rows):
             arguments = (context, bucket, run, plan.sources_of(context, source, run), {day: keys[day] for day in run})
-            tasks.append(Task(write_examples, arguments, sum(rows[day] for day in run)))
+            tasks.append(Task(write_examples, arguments, sum(rows[day] for day in run) // context.user_buckets))
             places.append([(day, bucket) for day in run])
     for place, records in zip(places, pool.run("examples", tasks), strict=True):
         found |= dict(zip(place, records, strict=True))

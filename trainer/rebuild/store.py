@@ -6,6 +6,7 @@ have the recorded hashes is a task that need not run again.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.errors import DataError
-from trainer.schema.files import sync, write_text
+from trainer.schema.files import sync
 from trainer.schema.hashing import sha256_file
 from trainer.schema.plain import as_plain, from_plain
 
@@ -39,7 +40,7 @@ class Record:
 
 
 def write_table(path: Path, table: pa.Table, compression: str) -> str:
-    """Writes a table: temporary name, flush, verify by reading back, rename.
+    """Writes a table that others read: temporary name, flush, verify by reading back, rename.
 
     Returns:
         SHA-256 of the file.
@@ -47,14 +48,28 @@ def write_table(path: Path, table: pa.Table, compression: str) -> str:
     Raises:
         DataError: If the disk refuses, or does not hold what was written.
     """
+    return _write(path, table, durable=True, compression=compression)
+
+
+def write_work(path: Path, table: pa.Table) -> str:
+    """Writes a table that only this rebuild reads, for speed: no dictionary, light codec, no flush.
+
+    A power loss may leave it torn; its record then does not match, and the task runs again.
+    """
+    return _write(path, table, durable=False, compression="lz4", use_dictionary=False, write_statistics=False)
+
+
+def _write(path: Path, table: pa.Table, durable: bool, **options: Any) -> str:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, temporary, compression=compression, write_page_checksum=True)
-        sync(temporary)
-        digest = sha256_file(temporary)
-        if pq.ParquetFile(io.BytesIO(temporary.read_bytes())).metadata.num_rows != len(table):
+        pq.write_table(table, temporary, write_page_checksum=True, **options)
+        if durable:
+            sync(temporary)
+        written = temporary.read_bytes()
+        if pq.ParquetFile(io.BytesIO(written)).metadata.num_rows != len(table):
             raise OSError("the file does not hold the rows that were written")
+        digest = hashlib.sha256(written).hexdigest()
         temporary.replace(path)
     except OSError as error:
         raise DataError(
@@ -69,9 +84,11 @@ def write_table(path: Path, table: pa.Table, compression: str) -> str:
 def finish(root: Path, name: str, record: Record) -> Record:
     """Writes the record of a task, last of all its files."""
     path = _record_path(root, name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(as_plain(record), sort_keys=True))
+        temporary.write_text(json.dumps(as_plain(record), sort_keys=True))  # not flushed: a torn record is a task to run again
+        temporary.replace(path)
     except OSError as error:
         raise DataError("cannot write a record of the rebuild", where=path, got=str(error), remedy="free space, start again") from error
     return record

@@ -1,11 +1,13 @@
 """Tails: the histories that precede a day, so that a night never rereads all of the past.
 
-The state of a bucket is the tail of every user. It moves forward day by day: the last L tokens that were available when the
-day began, and the tokens of earlier partitions that were not yet.
+The state of a bucket is the tail of every user: the last L tokens that were available when the day began, and the tokens of
+earlier partitions that were not yet. It moves forward by stretches of days; the tails of the days in between are cut out of
+one sorted table.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +24,9 @@ from trainer.rebuild.store import Record, finish, read_columns, write_table
 from trainer.rebuild.targets import available, ripe_labels
 from trainer.schema.examples import FEATURE, LABEL, examples_path, final_tail_path, tail_path
 from trainer.schema.logs import LogSpec, PriorHistorySpec
-from trainer.schema.time import day_start_ms
+from trainer.schema.time import add_days, day_start_ms
 
+STRETCH_TOKENS = 1_000_000  # tokens of a bucket that are sorted together
 _BEFORE = np.iinfo(np.int64).min
 
 
@@ -57,22 +60,92 @@ def write_tails(context: Context, bucket: int, plan: TailPlan) -> list[Record]:
         state = prior_tokens(context, bucket, plan.source_days[0])
     else:
         state = read_columns(final_tail_path(context.folder, plan.state_day, bucket))
-    for day in plan.source_days:
-        start = day_start_ms(day, context.spec.timezone)
-        state = cut(state, start, context.max_history)
-        if day in plan.wanted:
+    for days, tokens in _stretches(context, bucket, plan.source_days):
+        history = History.of(state, tokens)
+        for position, day in enumerate(days):
+            if day not in plan.wanted:
+                continue
             users = read_columns(examples_path(context.folder, day, bucket), ["user"])["user"]
-            tail = state.filter(pc.is_in(state["user"], value_set=pc.unique(users).cast(state["user"].type)))
+            tail = history.tail(day_start_ms(day, context.spec.timezone), position, context.max_history, users)
             path = tail_path(context.folder, day, bucket)
-            digest = write_table(path, tail, context.compression)
-            record = Record(plan.wanted[day], {str(path.relative_to(context.folder)): digest}, {"tokens": len(tail)})
+            record = Record(plan.wanted[day], {str(path.relative_to(context.folder)): write_table(path, tail, context.compression)})
             records.append(finish(context.folder, f"tails/{day}.{bucket:02d}", record))
-        state = merged(state, day_tokens(context, day, bucket))
-    final = cut(state, day_start_ms(plan.final_day, context.spec.timezone), context.max_history)
+        after = day_start_ms(add_days(days[-1], 1), context.spec.timezone)
+        state = history.tail(after, len(days), context.max_history)
     path = final_tail_path(context.folder, plan.final_day, bucket)
-    digest = write_table(path, final, context.compression)
-    record = Record(plan.final_key, {str(path.relative_to(context.folder)): digest}, {"tokens": len(final)})
+    record = Record(plan.final_key, {str(path.relative_to(context.folder)): write_table(path, state, context.compression)})
     return [*records, finish(context.folder, final_record_name(plan.final_day, bucket), record)]
+
+
+@dataclass(frozen=True)
+class History:
+    """Tokens of all users of a bucket, sorted; cuts out the tail of any day.
+
+    Attributes:
+        tokens: Sorted by user, clockless tokens first, then availability.
+        users: Distinct users, ascending.
+        first_U1: First token of each user, and the number of tokens.
+        available_N: int64 ms; the smallest integer for clockless tokens.
+        part_N: Which day of the stretch brought the token; -1 if it was there before.
+    """
+
+    tokens: pa.Table
+    users: pa.Array
+    first_U1: np.ndarray
+    available_N: np.ndarray
+    part_N: np.ndarray
+
+    @classmethod
+    def of(cls, state: pa.Table, days: list[pa.Table]) -> History:
+        """Merges a state with the tokens of the days that follow it."""
+        tokens = pa.concat_tables([state, *days]).combine_chunks()
+        part_N = np.repeat(np.arange(-1, len(days)), [len(state), *map(len, days)])
+        users = pc.unique(tokens["user"].combine_chunks())
+        users = users.take(pc.sort_indices(users))
+        user_N = np.asarray(pc.index_in(tokens["user"], value_set=users), np.int64)
+        available_N = np.asarray(pc.fill_null(tokens["available"], _BEFORE), np.int64)
+        event_N = np.asarray(pc.fill_null(tokens["event_time"], _BEFORE), np.int64)
+        item_N = np.where(available_N == _BEFORE, 0, _ranks(tokens["item"]))  # clockless tokens keep their own order
+        order_N = np.lexsort((item_N, event_N, available_N, user_N))
+        first_U1 = np.searchsorted(user_N[order_N], np.arange(len(users) + 1))
+        return cls(tokens.take(pa.array(order_N)).combine_chunks(), users, first_U1, available_N[order_N], part_N[order_N])
+
+    def tail(self, start_ms: int, position: int, length: int, users: pa.ChunkedArray | None = None) -> pa.Table:
+        """Returns the last tokens before a day.
+
+        Args:
+            start_ms: Beginning of the business day.
+            position: Position of the day in the stretch; tokens of this and later days are left out.
+            length: L, tokens available before `start_ms` that a user keeps; all available later are kept.
+            users: Users wanted; default all.
+        """
+        chosen_U = np.arange(len(self.users))
+        if users is not None:
+            found = pc.index_in(pc.unique(users.combine_chunks()), value_set=self.users).drop_null()
+            chosen_U = np.sort(np.asarray(found, np.int64))
+        first_U, end_U = self.first_U1[chosen_U], self.first_U1[chosen_U + 1]
+        size_U = end_U - first_U
+        owner_N = np.repeat(np.arange(len(chosen_U)), size_U)
+        row_N = np.arange(len(owner_N)) - np.repeat(np.cumsum(size_U) - size_U, size_U) + first_U[owner_N]
+        before_N = self.available_N[row_N] < start_ms
+        before_U = np.bincount(owner_N, weights=before_N, minlength=len(chosen_U)).astype(np.int64)
+        recent_N = row_N >= (first_U + before_U - length)[owner_N]  # tokens before the day stand first: count back from the last
+        keep_N = np.where(before_N, recent_N, self.part_N[row_N] < position)
+        return self.tokens.take(pa.array(row_N[keep_N])).combine_chunks()
+
+
+def _stretches(context: Context, bucket: int, days: list[str]) -> Iterator[tuple[list[str], list[pa.Table]]]:
+    """Yields consecutive days with their tokens, at most about `STRETCH_TOKENS` at a time."""
+    held: list[str] = []
+    tables: list[pa.Table] = []
+    for day in days:
+        held.append(day)
+        tables.append(day_tokens(context, day, bucket))
+        if sum(map(len, tables)) >= STRETCH_TOKENS:
+            yield held, tables
+            held, tables = [], []
+    if held:
+        yield held, tables
 
 
 def final_record_name(day: str, bucket: int) -> str:
@@ -94,12 +167,12 @@ def item_features(spec: LogSpec) -> list[str]:
 
 
 def day_tokens(context: Context, day: str, bucket: int) -> pa.Table:
-    """Returns the events of a (day, bucket) as tokens, sorted."""
+    """Returns the events of a (day, bucket) as tokens."""
     columns = token_columns(context.spec)
     events = read_events(context, day, bucket, [*(name for name in columns if name != "available"), "known_at"])
     events = ripe_labels(events, context.spec, context.as_of_ms)
     events = events.append_column("available", pa.array(available(events, context.spec)))
-    return _sorted(events.select(columns))
+    return events.select(columns)
 
 
 def prior_tokens(context: Context, bucket: int, day: str) -> pa.Table:
@@ -119,44 +192,9 @@ def prior_tokens(context: Context, bucket: int, day: str) -> pa.Table:
     return _exploded(context, table.filter(pa.array(bucket_N == bucket)), spec.prior_history, sample.schema)
 
 
-def cut(state: pa.Table, start_ms: int, length: int) -> pa.Table:
-    """Keeps, for every user, the last `length` tokens available before `start_ms`, and all later ones.
-
-    Args:
-        state: Tokens sorted by user and availability, clockless ones first.
-        start_ms: Beginning of the day.
-        length: L.
-    """
-    if not len(state):
-        return state
-    user_N = _codes(state["user"])
-    before_N = np.asarray(pc.fill_null(state["available"], _BEFORE), np.int64) < start_ms
-    # Tokens are sorted, so those before the day stand first; count back from the last of them.
-    total_U = np.bincount(user_N, weights=before_N).astype(np.int64)
-    first_N = np.r_[0, np.flatnonzero(np.diff(user_N)) + 1]
-    index_in_user_N = np.arange(len(user_N)) - np.repeat(first_N, np.diff(np.r_[first_N, len(user_N)]))
-    keep_N = ~before_N | (index_in_user_N >= total_U[user_N] - length)
-    return state if keep_N.all() else state.filter(pa.array(keep_N)).combine_chunks()
-
-
-def merged(state: pa.Table, tokens: pa.Table) -> pa.Table:
-    """Adds a day's tokens to the state."""
-    return _sorted(pa.concat_tables([state, tokens]).combine_chunks())
-
-
-def _sorted(tokens: pa.Table) -> pa.Table:
-    """Sorts by (user, available, event_time, item), clockless tokens first and in their own order."""
-    clock_N = np.asarray(tokens["available"].is_valid())
-    item_N = np.where(clock_N, _codes(tokens["item"]), 0)
-    available_N = np.asarray(pc.fill_null(tokens["available"], _BEFORE), np.int64)
-    event_N = np.asarray(pc.fill_null(tokens["event_time"], _BEFORE), np.int64)
-    order_N = np.lexsort((np.arange(len(tokens)), item_N, event_N, available_N, _codes(tokens["user"])))
-    return tokens.take(pa.array(order_N)).combine_chunks()
-
-
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
+def _ranks(column: pa.ChunkedArray) -> np.ndarray:
     """Returns ranks of ids in their own order, int64."""
-    values = pc.unique(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+    values = pc.unique(column.combine_chunks())
     values = values.take(pc.sort_indices(values))
     return np.asarray(pc.index_in(column, value_set=values), np.int64)
 
@@ -192,8 +230,7 @@ def _exploded(context: Context, table: pa.Table, prior: PriorHistorySpec, schema
             columns[LABEL + action] = pa.array(_membership(table[column], user_N, item).astype(np.float32))
     rows = pa.table({**columns, "request_time": pa.array(np.full(len(user_N), _BEFORE))})
     rows = join(rows, [side for side in side_tables(context.spec) if side.entity == "item" and side.history is None])
-    rows = pa.table({field.name: _as(rows, field) for field in schema}, schema=schema)
-    return _sorted(rows)
+    return pa.table({field.name: _as(rows, field) for field in schema}, schema=schema)
 
 
 def _as(rows: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:

@@ -9,6 +9,7 @@ values from then on; plus a row at the day's beginning for keys that bring somet
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from trainer.rebuild.entities import columns_needed, entity_label, entity_log, i
 from trainer.rebuild.events import read_many
 from trainer.rebuild.kernels import NEVER, CounterKernel, EntityLog, Primitive, group_of
 from trainer.rebuild.order import GroupedTimes
-from trainer.rebuild.store import Record, finish, read_columns, write_table
+from trainer.rebuild.store import Record, finish, read_columns, write_work
 from trainer.schema.time import day_end_ms, day_start_ms
 
 
@@ -59,7 +60,7 @@ def write_timelines(context: Context, bucket: int, days: Sequence[str], source_d
             tables = timeline(log, primitives, spans)
         for day, table in zip(days, tables, strict=True):
             path = _path(context.folder, day, entity, bucket)
-            files[day][str(path.relative_to(context.folder))] = write_table(path, table, context.compression)
+            files[day][str(path.relative_to(context.folder))] = write_work(path, table)
     return [finish(context.folder, record_name(day, bucket), Record(keys[day], files[day])) for day in days]
 
 
@@ -81,20 +82,18 @@ def timeline(log: EntityLog, primitives: list[Primitive], spans: list[tuple[int,
     """
     kernel = CounterKernel(log)
     group_M, time_M = kernel.changes(primitives, spans[0][0], spans[-1][1])
-    tables = []
-    for first, last in spans:
-        inside_M = (time_M >= first) & (time_M <= last)
-        everyone = np.arange(len(kernel.keys_K))
-        group_N = np.r_[everyone, group_M[inside_M]]
-        time_N = np.r_[np.full(len(everyone), first), time_M[inside_M]]
-        values = kernel.evaluate(primitives, group_N, time_N)
-        empty_N = np.logical_and.reduce([value_N == blank(primitive) for primitive, value_N in values.items()])
-        empty_N[len(everyone) :] = False  # only the rows at the day's beginning may be left out: absence means nothing known
-        order_N = np.lexsort((time_N, group_N))
-        order_N = order_N[~empty_N[order_N]]
-        columns = {primitive.column: value_N[order_N] for primitive, value_N in values.items()}
-        tables.append(pa.table({"key": kernel.keys_K[group_N[order_N]], "time": time_N[order_N], **columns}))
-    return tables
+    everyone = np.arange(len(kernel.keys_K))
+    group_N = np.r_[np.tile(everyone, len(spans)), group_M]
+    time_N = np.r_[np.repeat([first for first, _ in spans], len(everyone)).astype(np.int64), time_M]
+    begins_N = np.arange(len(group_N)) < len(everyone) * len(spans)
+    order_N = np.lexsort((time_N, group_N))
+    group_N, time_N, begins_N = group_N[order_N], time_N[order_N], begins_N[order_N]
+    values = kernel.evaluate(primitives, group_N, time_N)
+    empty_N = np.logical_and.reduce([value_N == blank(primitive) for primitive, value_N in values.items()])
+    # Only rows at a day's beginning may be left out: absence means that nothing is known.
+    table = pa.table({"key": kernel.keys_K[group_N], "time": time_N, **{p.column: value_N for p, value_N in values.items()}})
+    kept_N = ~(empty_N & begins_N)
+    return [table.filter(pa.array(kept_N & (time_N >= first) & (time_N <= last))) for first, last in spans]
 
 
 class TimelineReader:
@@ -102,9 +101,8 @@ class TimelineReader:
 
     def __init__(self, context: Context, days: Sequence[str], entity: tuple[str, ...]) -> None:
         paths = [_path(context.folder, day, entity, bucket) for day in days for bucket in range(context.entity_buckets)]
-        self._table = pa.concat_tables([read_columns(path) for path in paths])
-        self._keys_K, group_N = np.unique(self._table["key"].to_numpy(), return_inverse=True)
-        self._order = GroupedTimes(group_N.astype(np.int64), self._table["time"].to_numpy())
+        stamps = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in paths)
+        self._keys_K, self._order, self._values = _load(stamps)
         self._found: tuple[np.ndarray, np.ndarray] | None = None
 
     def locate(self, key_Q: np.ndarray, time_Q: np.ndarray) -> None:
@@ -112,15 +110,33 @@ class TimelineReader:
         group_Q = group_of(self._keys_K, key_Q)
         until_Q = self._order.up_to(group_Q, time_Q)
         known_Q = until_Q > self._order.before_group(group_Q)
-        self._found = np.r_[self._order.order_N, -1][until_Q - 1], known_Q
+        self._found = np.where(known_Q, until_Q - 1, 0), known_Q
 
     def read(self, primitive: Primitive) -> np.ndarray:
         """Returns a primitive at the located instants: int64 [Q]."""
         if self._found is None:
             raise RuntimeError("locate comes before read")
         row_Q, known_Q = self._found
-        value_N = np.r_[self._table[primitive.column].to_numpy(), blank(primitive)]
+        value_N = self._values[primitive.column]
+        if not len(value_N):
+            return np.full(len(row_Q), blank(primitive), np.int64)
         return np.where(known_Q, value_N[row_Q], blank(primitive))
+
+
+@lru_cache(maxsize=32)
+def _load(stamps: tuple[tuple[str, int, int], ...]) -> tuple[np.ndarray, GroupedTimes, dict[str, np.ndarray]]:
+    """Loads timelines once for all user buckets of a run that this process handles.
+
+    Args:
+        stamps: Paths with time of change and size, so that a rewritten file is read again.
+
+    Returns:
+        Distinct keys, order of rows, and each column in that order.
+    """
+    table = pa.concat_tables([read_columns(Path(path)) for path, _, _ in stamps])
+    keys_K, group_N = np.unique(table["key"].to_numpy(), return_inverse=True)
+    order = GroupedTimes(group_N.astype(np.int64), table["time"].to_numpy())
+    return keys_K, order, {name: table[name].to_numpy()[order.order_N] for name in table.column_names[2:]}
 
 
 def blank(primitive: Primitive) -> int:

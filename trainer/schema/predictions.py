@@ -9,6 +9,7 @@
     challenger_<action>      the challenger's
     counting_<action>        optional: the baseline that only counts
     continued_<action>       optional: production trained on the same new days, at a launch
+    lightgbm_<action>        optional: LightGBM on the same features and training days
     value_production         value function of production's scores
     value_challenger         value function of the challenger's
     anything else            a slice column
@@ -24,7 +25,8 @@ PRODUCTION = "production_"
 CHALLENGER = "challenger_"
 COUNTING = "counting_"
 CONTINUED = "continued_"
+LIGHTGBM = "lightgbm_"
 VALUE_PRODUCTION = "value_production"
 VALUE_CHALLENGER = "value_challenger"
-SCORES = (PRODUCTION, CHALLENGER, COUNTING, CONTINUED)
+SCORES = (PRODUCTION, CHALLENGER, COUNTING, CONTINUED, LIGHTGBM)
 WEIGHT = "weight"

@@ -1,0 +1,247 @@
+"""The smaller parts of the page: what changed, the warm start, embeddings and downstream lift, cost and stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.report.artefacts import Artefacts
+from trainer.report.numbers import NONE, compact, count, finite, fixed, interval, leaf, percent, seconds, significant, size
+from trainer.schema.transfer import FATES
+
+MOST_TENSORS = 400
+MOST_FEATURES = 10  # of the downstream model's importances
+_PAIRS = (("parent", "now"), ("old", "new"), ("before", "after"), ("from", "to"), ("production", "challenger"))
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and its value; `before` where the value changed."""
+
+    name: str
+    value: str
+    before: str = ""
+
+
+def changes(run: Artefacts) -> list[Fact]:
+    """Returns what changed against the parent; kinds without a change are left out."""
+    found = {title.replace("_", " "): value for title, value in run.summary.changes.items() if value not in (None, {}, [], "")}
+    return [fact for title, value in found.items() for fact in _facts(value, title, ": ")]
+
+
+def _facts(value: Any, name: str = "", joint: str = ".") -> list[Fact]:
+    """Flattens a mapping to dotted names; a mapping of two sides is one change."""
+    if not isinstance(value, Mapping):
+        return [Fact(name, leaf(value))]
+    for before, after in _PAIRS:
+        if set(value) == {before, after}:
+            return [Fact(name, leaf(value[after]), leaf(value[before]))]
+    return [fact for key, item in value.items() for fact in _facts(item, f"{name}{joint}{key}" if name else str(key))]
+
+
+def facts(mapping: Mapping[str, Any] | None) -> list[Fact]:
+    """Returns any mapping as a list of names and values."""
+    return _facts(mapping) if mapping else []
+
+
+@dataclass(frozen=True)
+class TransferPart:
+    """The warm start.
+
+    Attributes:
+        sentence: Whether it was exact, and what was measured.
+        fates: (fate, tensors, elements, share of elements in per cent) of each fate that occurs.
+        vocabularies: (name, kept, new, dropped, traffic kept).
+        tensors: (target, source, fate, shape, moves, reason) of each tensor.
+        left_out: Tensors that are not listed.
+    """
+
+    sentence: str
+    fates: list[tuple[str, str, str, float]]
+    vocabularies: list[tuple[str, str, str, str, str]]
+    tensors: list[tuple[str, str, str, str, str, str]]
+    left_out: int
+
+
+def transfer(run: Artefacts) -> TransferPart | None:
+    """Builds the part; None for a cold run."""
+    report = run.transfer
+    if not report:
+        return None
+    fates = [fate for fate in report.get("fates", []) if isinstance(fate, Mapping)]
+    elements = report.get("elements") or {}
+    total = sum(finite(number) or 0 for number in elements.values()) or 1
+    names = [*FATES, *sorted(set(elements) - set(FATES))]
+    return TransferPart(
+        sentence=parity_sentence(report),
+        fates=[
+            (name, count(sum(fate.get("fate") == name for fate in fates)), compact(elements[name]), 100 * (finite(elements[name]) or 0) / total)
+            for name in names if finite(elements.get(name))
+        ],
+        vocabularies=[
+            (name, count(rows.get("kept")), count(rows.get("new")), count(rows.get("dropped")), percent(rows.get("traffic_kept")))
+            for name, rows in (report.get("vocabularies") or {}).items()
+        ],
+        tensors=[_tensor(fate) for fate in fates[:MOST_TENSORS]],
+        left_out=max(0, len(fates) - MOST_TENSORS),
+    )  # fmt: skip
+
+
+def parity_sentence(report: Mapping[str, Any]) -> str:
+    """Says what was promised of the warm start and what was measured."""
+    parity = report.get("parity") or {}
+    promised = "By plan exact" if report.get("exact") else "By plan not exact"
+    if not parity:
+        return f"{promised}; not measured."
+    difference, bound = finite(parity.get("max_difference")), finite(parity.get("bound"))
+    kept = " within the bound" if None not in (difference, bound) and difference <= bound else ", beyond the bound"  # type: ignore[operator]
+    verdict = f"{kept} {significant(bound, 2)}" if parity.get("exact") else ""
+    return (
+        f"{promised}; before the first step the outputs differed from production's by at most {significant(difference, 2)} "
+        f"(largest output {significant(parity.get('max_output'))}, {count(parity.get('rows'))} probe rows){verdict}."
+    )
+
+
+def _tensor(fate: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
+    moves = "; ".join(
+        f"{move.get('axis')}: {count(move.get('kept'))} kept, {count(move.get('new'))} new ({move.get('fill')}), {count(move.get('dropped'))} dropped"
+        for move in fate.get("moves") or []
+    )
+    shape = " × ".join(str(size) for size in fate.get("shape") or []) or "scalar"
+    return str(fate.get("target") or NONE), str(fate.get("source") or NONE), str(fate.get("fate")), shape, moves, str(fate.get("reason") or "")
+
+
+@dataclass(frozen=True)
+class EmbeddingsPart:
+    """Exported vectors.
+
+    Attributes:
+        sentence: Space, width, producer.
+        entities: (entity, rows, coverage, norm min, mean, max, files, bytes).
+    """
+
+    sentence: str
+    entities: list[tuple[str, ...]]
+
+
+def embeddings(run: Artefacts) -> EmbeddingsPart | None:
+    """Builds the part; None where nothing was exported."""
+    manifest = run.embeddings
+    if not manifest:
+        return None
+    rows = []
+    for entity, number in (manifest.get("entities") or {}).items():
+        norms = (manifest.get("norms") or {}).get(entity) or {}
+        shards: Sequence[Mapping[str, Any]] = (manifest.get("shards") or {}).get(entity) or []
+        stored = sum(finite(shard.get("bytes")) or 0 for shard in shards)
+        covered = (manifest.get("coverage") or {}).get(entity)
+        rows.append((
+            str(entity), count(number), percent(covered), *(fixed(norms.get(name), 2) for name in ("min", "mean", "max")),
+            count(len(shards)), size(stored),
+        ))  # fmt: skip
+    sentence = (
+        f"{count(manifest.get('dim'))} dimensions, {manifest.get('dtype', 'float32')}, space {manifest.get('space_id') or NONE}: "
+        "vectors are interchangeable exactly within a space."
+    )
+    return EmbeddingsPart(sentence, rows)
+
+
+@dataclass(frozen=True)
+class StageLine:
+    """One stage: its time as a bar, and what it did."""
+
+    name: str
+    status: str
+    seconds: str
+    share: float
+    rows: str
+    detail: str
+
+
+def stages(run: Artefacts) -> list[StageLine]:
+    """Returns the stages in order, with their share of the time."""
+    total = sum(record.seconds for record in run.summary.stages.values()) or 1.0
+    return [
+        StageLine(name, record.status, seconds(record.seconds), 100 * record.seconds / total, count(record.rows), record.detail)
+        for name, record in run.summary.stages.items()
+    ]
+
+
+def slice_table(run: Artefacts, metric_sets: Sequence[tuple[str, str]] = (("auc", "AUC"), ("ne", "NE"))) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """Returns for each binary action (slice, rows, then challenger and production of each metric) from ``eval.json``."""
+    tables = []
+    for action, ours in run.evaluation.get("challenger", {}).items():
+        theirs = (run.evaluation.get("production", {}).get(action) or {}).get("slices") or {}
+        lines = [
+            (f"{column}={value}", count(entry.get("n")), *_both(entry, (theirs.get(column) or {}).get(value) or {}, metric_sets))
+            for column, values in (ours.get("slices") or {}).items()
+            for value, entry in values.items()
+            if any(name in entry for name, _ in metric_sets)
+        ]
+        if lines:
+            tables.append((action, lines))
+    return tables
+
+
+def _both(ours: Mapping[str, Any], theirs: Mapping[str, Any], metric_sets: Sequence[tuple[str, str]]) -> list[str]:
+    def cell(entry: Mapping[str, Any], name: str) -> str:
+        return f"{fixed(entry.get(name))} {interval((entry.get('intervals') or {}).get(name), fixed)}".strip()
+
+    return [cell(entry, name) for name, _ in metric_sets for entry in (ours, theirs)]
+
+
+@dataclass(frozen=True)
+class DownstreamPart:
+    """The model behind the embeddings, with and without them.
+
+    Attributes:
+        sentence: What was compared, or why it could not be.
+        rows: (metric, without, with, difference, direction).
+        importance: (feature, share of the gain in per cent), largest first.
+    """
+
+    sentence: str
+    rows: list[tuple[str, str, str, str, str]]
+    importance: list[tuple[str, str, float]]
+
+
+def downstream(run: Artefacts) -> DownstreamPart | None:
+    """Builds the part; None where no downstream model was trained."""
+    report = run.downstream
+    if not report:
+        return None
+    if report.get("status") == "not_testable":
+        return DownstreamPart(f"Not testable: {report.get('reason') or 'no reason given'}.", [], [])
+    arms, lifts = report.get("arms") or {}, report.get("lift") or {}
+    rows = []
+    for name, label, better in (("auc", "AUC", 1), ("ne", "NE", -1), ("ratio", "predicted / observed", 0)):
+        values = [_with_interval((arms.get(arm) or {}).get(name)) for arm in ("without", "with")]
+        lift = lifts.get(name) or {}
+        rows.append((label, *values, _with_interval(lift, signed=True) if lift else "", _side(lift, better)))
+    shares = {str(name): finite(share) or 0.0 for name, share in (report.get("importance") or {}).items()}
+    sentence = (
+        f"A final model for {report.get('action')}, on {count(report.get('rows'))} rows of {count(report.get('users'))} users "
+        "that it was not trained on, without and with the exported features."
+    )
+    return DownstreamPart(sentence, rows, [(name, percent(share), 100 * share) for name, share in list(shares.items())[:MOST_FEATURES]])
+
+
+def _with_interval(entry: Mapping[str, Any] | None, signed: bool = False) -> str:
+    if not entry:
+        return NONE
+
+    def form(value: Any) -> str:
+        return fixed(value, 4, signed)
+
+    return f"{form(entry.get('value'))} {interval([entry.get('low'), entry.get('high')], form)}".strip()
+
+
+def _side(lift: Mapping[str, Any], better: int) -> str:
+    """Whether the interval of a lift excludes 0, and whether that is good."""
+    low, high = finite(lift.get("low")), finite(lift.get("high"))
+    if low is None or high is None or not better:
+        return ""
+    if low <= 0 <= high:
+        return "even"
+    return "better" if (low > 0) == (better > 0) else "worse"

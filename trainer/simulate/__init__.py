@@ -2,10 +2,21 @@
 
 `simulate` writes it day by day; `World` and `serve` are the same feed as a function of who chooses what is shown.
 
-How hard it is, measured on 28 days with the default settings by ``python scripts/bench/simulate.py signal=true`` (last seven
-days; counting = smoothed rates by item, user, tab and position from strictly earlier days, log-odds added):
+How hard and how fast it is with the default settings, measured on 2026-11-22 on one core of an Intel Xeon (289,972 events) by
+``python scripts/bench/simulate.py signal=true``; AUC on the last seven of 28 days:
 
-SIGNAL_TABLE
+    =========  =========  =====  ==========  ========  ========
+    action     base rate  truth  production  counting  sequence
+    =========  =========  =====  ==========  ========  ========
+    click          0.331  0.790       0.704     0.703     0.727
+    long_view      0.177  0.799       0.726     0.714     0.734
+    like           0.031  0.801       0.748     0.708     0.709
+    follow         0.004  0.839       0.778     0.651     0.635
+    =========  =========  =====  ==========  ========  ========
+
+*counting* adds the log-odds of smoothed rates by item, user, tab and position from strictly earlier days; *sequence* is a
+logistic regression on these and on what the user watched or skipped in earlier requests, in order. The feed makes 390,000
+events a second, the whole stage 235,000; with ``users=40000 days=10`` (103,000 events a day) 490,000 and 340,000.
 """
 
 from trainer.simulate.behaviour import Requests

@@ -27,10 +27,10 @@ _SKIP_SIGMA = np.float32(0.5)
 _SKIP_LOG_S = np.float32(np.log(1.8))
 _POSITION_SLOPE = np.float32(-0.22)  # per doubling of (1 + position)
 _FRESHNESS, _FRESHNESS_DAYS = np.float32(0.5), 2.0
-_APPETITE_DECAY = np.float32(0.85)  # a shown item
-_APPETITE_MS = 1.5 * DAY_MS  # and with time, even if nothing is shown
+_APPETITE_DECAY = np.float32(0.7)  # a shown item
+_APPETITE_MS = 3 * DAY_MS  # and with time, even if nothing is shown
 _APPETITE_LIMIT = np.float32(3.0)
-_CLICK_OFFSET, _WATCH_OFFSET, _LIKE_OFFSET, _FOLLOW_OFFSET = map(np.float32, (-1.9, 2.35, -3.4, -5.7))
+_CLICK_OFFSET, _WATCH_OFFSET, _LIKE_OFFSET, _FOLLOW_OFFSET = map(np.float32, (-2.05, 2.35, -3.4, -5.7))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from trainer.simulate.world import COUNTRIES, DEVICES, TABS, Stream, World, gene
 TRUTH = "true_"
 LABELS = {"tab": TABS, "country": COUNTRIES, "device": DEVICES}
 _REQUESTS_A_DAY = 100_000_000  # room for request ids within a day
-_HOUR_WEIGHTS = (3, 2, 1, 1, 1, 1, 2, 4, 5, 5, 5, 6, 8, 7, 5, 5, 5, 6, 8, 10, 11, 11, 9, 6)
+_HOUR_WEIGHTS = (4, 2, 1, 1, 1, 1, 2, 4, 5, 5, 5, 6, 8, 7, 5, 5, 5, 6, 8, 10, 12, 12, 10, 7)
 _WEEKEND = 1.15  # more impressions on Saturdays and Sundays
 _NEW_SESSION = 0.3
 _PAUSE_MS = 20 * MINUTE_MS  # at least, between sessions
@@ -54,8 +54,8 @@ class _Plan:
     """Requests that users would make today if nothing kept them, user by user, busiest users first."""
 
     user_P: np.ndarray
-    start_ms_P: np.ndarray
-    new_session_P: np.ndarray
+    opens_P: np.ndarray  # whether the request opens a session, at `open_ms_P` or after a pause
+    open_ms_P: np.ndarray
     gap_ms_P: np.ndarray
     tab_P: np.ndarray
     device_P: np.ndarray
@@ -86,11 +86,11 @@ def serve(world: World, scorer: Scorer, day: int) -> Feed:
     start_ms, end_ms = world.day_bounds_ms()
     shelf, plan = Shelf(world), _plan(world, start_ms, end_ms)
     rounds = []
-    free_at_B = np.full(len(plan.count_B), start_ms, np.int64)
+    free_at_B = np.full(len(plan.count_B), start_ms - _PAUSE_MS, np.int64)
     for k in range(int(plan.count_B[0]) if len(plan.count_B) else 0):
         many = int(np.searchsorted(-plan.count_B, -k))  # busy users are in order, so those with more than k requests come first
         row_Q = plan.first_B[:many] + k
-        time_ms_Q = _request_times(plan, row_Q, free_at_B[:many], k)
+        time_ms_Q = _request_times(plan, row_Q, free_at_B[:many])
         awake_Q = time_ms_Q < end_ms - SECOND_MS
         free_at_B[:many][~awake_Q] = end_ms
         if awake_Q.any():
@@ -110,13 +110,14 @@ def _plan(world: World, start_ms: int, end_ms: int) -> _Plan:
     count_B = count_U[busiest_B]
     user_P = np.repeat(busiest_B, count_B)
     total = len(user_P)
+    opens_P, open_ms_P = _sessions(rng, users.night_U[user_P], user_P, start_ms, end_ms)
     tab_P = (rng.random((total, 1), np.float32) > users.tab_cdf_UB[user_P][:, :-1]).sum(axis=1)
     other_device_P = rng.random(total) < 0.08
     luck = generator(spec.seed, Stream.CANDIDATES, day)
     return _Plan(
         user_P=user_P,
-        start_ms_P=_session_starts(rng, users.night_U[user_P], user_P, start_ms, end_ms),
-        new_session_P=rng.random(total) < _NEW_SESSION,
+        opens_P=opens_P,
+        open_ms_P=open_ms_P,
         gap_ms_P=(SECOND_MS * (4 + rng.exponential(25, total))).astype(np.int64),
         tab_P=tab_P,
         device_P=np.where(other_device_P, rng.integers(0, len(DEVICES), total), users.device_U[user_P]),
@@ -129,21 +130,27 @@ def _plan(world: World, start_ms: int, end_ms: int) -> _Plan:
     )
 
 
-def _session_starts(rng: np.random.Generator, night_P: np.ndarray, user_P: np.ndarray, start_ms: int, end_ms: int) -> np.ndarray:
-    """Moments at which a session could start, ascending within a user (users are contiguous)."""
-    hours_H = np.concatenate([[0.0], np.cumsum(_HOUR_WEIGHTS)]) / sum(_HOUR_WEIGHTS)
-    hour_P = (np.interp(rng.random(len(user_P)), hours_H, np.arange(25)) + night_P) % 24
-    time_P = start_ms + (hour_P / 24 * (end_ms - start_ms)).astype(np.int64)
-    place_P = np.cumsum(np.concatenate([0 * user_P[:1], np.diff(user_P) != 0]))
-    return time_P[np.lexsort((time_P, place_P))]
+def _sessions(
+    rng: np.random.Generator, night_P: np.ndarray, user_P: np.ndarray, start_ms: int, end_ms: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decides which requests open a session, and when; users are contiguous, and their sessions ascend.
+
+    Returns:
+        Whether each request opens a session, and when it does so (0 where it does not).
+    """
+    first_P = np.concatenate([user_P[:1] == user_P[:1], np.diff(user_P) != 0])
+    opens_P = first_P | (rng.random(len(user_P)) < _NEW_SESSION)
+    cumulative_H = np.concatenate([[0.0], np.cumsum(_HOUR_WEIGHTS)]) / sum(_HOUR_WEIGHTS)
+    hour_P = (np.interp(rng.random(len(user_P)), cumulative_H, np.arange(25)) + night_P) % 24
+    time_P = np.where(opens_P, start_ms + (hour_P / 24 * (end_ms - start_ms)).astype(np.int64), 0)
+    time_S, visitor_S = time_P[opens_P], np.cumsum(first_P)[opens_P]
+    time_P[opens_P] = time_S[np.lexsort((time_S, visitor_S))]
+    return opens_P, time_P
 
 
-def _request_times(plan: _Plan, row_Q: np.ndarray, free_at_Q: np.ndarray, k: int) -> np.ndarray:
-    if k == 0:
-        return plan.start_ms_P[row_Q]
-    return np.where(
-        plan.new_session_P[row_Q], np.maximum(plan.start_ms_P[row_Q], free_at_Q + _PAUSE_MS), free_at_Q + plan.gap_ms_P[row_Q]
-    )
+def _request_times(plan: _Plan, row_Q: np.ndarray, free_at_Q: np.ndarray) -> np.ndarray:
+    opened_Q = np.maximum(plan.open_ms_P[row_Q], free_at_Q + _PAUSE_MS)
+    return np.where(plan.opens_P[row_Q], opened_Q, free_at_Q + plan.gap_ms_P[row_Q])
 
 
 def _requests(world: World, plan: _Plan, row_R: np.ndarray, time_ms_R: np.ndarray, start_ms: int) -> Requests:

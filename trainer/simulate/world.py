@@ -251,13 +251,10 @@ def _draw_rules(spec: SimulationSpec) -> Rules:
 
 
 def _after_click(rng: np.random.Generator, topics: int) -> np.ndarray:
-    """Each topic leads on to two others; of itself one has had enough for a while."""
-    after_TT = np.full((topics, topics), -0.15)
-    order_T = rng.permutation(topics)
-    for place, topic in enumerate(order_T):
-        after_TT[topic, order_T[(place + 1) % topics]] = 1.9
-        after_TT[topic, order_T[(place + 2) % topics]] = 1.1
-        after_TT[topic, topic] = -1.0
+    """Each topic makes some others more wanted and some less; of itself one has had enough for a while."""
+    after_TT = 1.2 * rng.standard_normal((topics, topics))
+    after_TT -= after_TT.mean(axis=1, keepdims=True)
+    np.fill_diagonal(after_TT, -1.5)
     return after_TT.astype(np.float32)
 
 

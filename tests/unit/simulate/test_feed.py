@@ -7,6 +7,7 @@ import pytest
 
 from trainer.errors import DataError
 from trainer.schema.simulation import ACTIONS
+from trainer.schema.time import add_days, day_start_ms
 from trainer.simulate import Candidates, ProductionScorer, Requests, Scores, World, serve
 from trainer.simulate.feed import TRUTH
 
@@ -36,6 +37,14 @@ def test_events_are_in_order_of_time_and_lie_within_their_day(one_day):
     assert time_E[0] >= start_ms and time_E[-1] < end_ms
     assert (feed.cells["request_time_ms"] < time_E).all()
     assert (time_E < feed.cells["known_at_ms"]).all()
+
+
+def test_at_midnight_everybody_goes_to_sleep(tiny, many):
+    starts = np.array([day_start_ms(add_days(tiny.first_day, day), tiny.timezone) for day in range(8)])
+    assert (many["event_time_ms"] >= starts[many["day"]]).all()
+    assert (many["event_time_ms"] < starts[many["day"] + 1]).all()
+    sizes = np.unique(many["request_id"], return_counts=True)[1]
+    assert 0 < (sizes < tiny.slate).sum() < 0.02 * len(sizes)  # slates that midnight cut off
 
 
 def test_event_ids_are_unique_and_slates_hold_different_items(many):

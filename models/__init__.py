@@ -20,7 +20,7 @@ def build(shape: RankerShape) -> nn.Module:
         ValueError: If the shape is impossible, or its architecture unknown.
     """
     check(shape)
-    match shape.architecture:
+    match shape.architecture:  # imported here, because the rankers import their parts through this package
         case "sasrec":
             from models.sasrec import SASRec
 

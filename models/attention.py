@@ -75,12 +75,10 @@ class CausalLayout:
     """Rows of a batch, arranged for causal self-attention.
 
     Attributes:
-        packing: The batch's rows.
         padded: The rows of each sequence, grouped by length.
         inverse_R: int64, place of each row among the padded positions.
     """
 
-    packing: Packing
     padded: Padded
     inverse_R: Tensor
 
@@ -89,13 +87,13 @@ def causal_layout(packing: Packing) -> CausalLayout:
     """Groups sequences by length."""
     groups = _groups(_rounded(packing.length_S))
     padded = _pad([(packing.start_S[group_B], packing.length_S[group_B]) for group_B in groups])
-    return CausalLayout(packing, padded, _inverse(padded, [packing.length_S[group_B] for group_B in groups], len(packing.sequence_R)))
+    return CausalLayout(padded, _inverse(padded, [packing.length_S[group_B] for group_B in groups], len(packing.sequence_R)))
 
 
 def causal_attention(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, layout: CausalLayout) -> Tensor:
     """Softmax attention of every row to its own sequence up to itself. Queries come scaled.
 
-    This is the one place where the kernel is chosen; the layout's packing holds what a variable-length kernel needs.
+    This is the one place that knows how: another kernel changes this function and `CausalLayout`, and nothing else.
 
     Args:
         q_RHE: Queries, already multiplied by the scale and rotated.

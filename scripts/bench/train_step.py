@@ -136,16 +136,13 @@ def _ceiling() -> float:
 def _useful_flops(batch: Batch, shape: RankerShape) -> float:
     """Multiply-adds of real rows and visible pairs, times two, times three for forward and backward."""
     length_S = batch.offsets_S1.diff() + 1
-    inner, rows = shape.heads * shape.head_dim, float(length_S.sum())
-    pairs = float((length_S * (length_S + 1) // 2).sum())
+    dim, inner = shape.dim, shape.heads * shape.head_dim
+    rows, pairs = batch.tokens + batch.sequences, int((length_S * (length_S + 1) // 2).sum())
+    wanted, finish = batch.targets, dim * inner + 2 * dim * shape.ffn_dim  # rows of the last block's end; products of a block's end
     if shape.architecture == "hstu":
-        rows, pairs = rows + batch.targets, pairs + float(batch.target_position_N.sum()) + 2 * batch.targets
-        full = rows * 4 * shape.dim * inner + pairs * 2 * inner  # every block; then what the last one does for wanted rows only
-        finish, wanted, keys = shape.dim * inner, 2 * batch.targets, 0.0
-    else:
-        full, keys = rows * 3 * shape.dim * inner + pairs * 2 * inner, 0.0
-        finish, wanted = shape.dim * inner + 2 * shape.dim * shape.ffn_dim, batch.targets
-    trunk = shape.layers * full + finish * ((shape.layers - 1) * rows + wanted) + keys
+        rows, pairs = rows + batch.targets, pairs + int((batch.target_position_N + 2).sum())  # a target sees BOS and itself besides
+        wanted, finish = 2 * batch.targets, 2 * dim * inner
+    trunk = shape.layers * (3 * rows * dim * inner + 2 * pairs * inner) + finish * ((shape.layers - 1) * rows + wanted)
     width = shape.context_dim
     context = 3 * shape.dim * width + len(shape.numeric) * width + 2 * shape.context_layers * width**2 + shape.dim**2
     return 6 * (trunk + batch.targets * context)

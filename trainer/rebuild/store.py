@@ -48,7 +48,8 @@ def write_table(path: Path, table: pa.Table, compression: str) -> str:
     Raises:
         DataError: If the disk refuses, or does not hold what was written.
     """
-    return _write(path, table, durable=True, compression=compression)
+    repeating = [field.name for field in table.schema if not pa.types.is_floating(field.type)]  # real numbers seldom repeat
+    return _write(path, table, durable=True, compression=compression, use_dictionary=repeating, write_statistics=False)
 
 
 def write_work(path: Path, table: pa.Table) -> str:

@@ -20,7 +20,7 @@ from trainer.rebuild.context import Context
 from trainer.rebuild.counters import all_primitives
 from trainer.rebuild.entities import columns_needed, entity_label, entity_log, is_user_keyed
 from trainer.rebuild.events import read_many
-from trainer.rebuild.kernels import NEVER, CounterKernel, EntityLog, Primitive, group_of
+from trainer.rebuild.kernels import NEVER, CounterKernel, EntityLog, Primitive, dense_groups, group_of
 from trainer.rebuild.order import GroupedTimes
 from trainer.rebuild.store import Record, finish, read_columns, write_work
 from trainer.schema.time import day_end_ms, day_start_ms
@@ -134,8 +134,8 @@ def _load(stamps: tuple[tuple[str, int, int], ...]) -> tuple[np.ndarray, Grouped
         Distinct keys, order of rows, and each column in that order.
     """
     table = pa.concat_tables([read_columns(Path(path)) for path, _, _ in stamps])
-    keys_K, group_N = np.unique(table["key"].to_numpy(), return_inverse=True)
-    order = GroupedTimes(group_N.astype(np.int64), table["time"].to_numpy())
+    keys_K, group_N = dense_groups(table["key"].to_numpy())
+    order = GroupedTimes(group_N, table["time"].to_numpy())
     return keys_K, order, {name: table[name].to_numpy()[order.order_N] for name in table.column_names[2:]}
 
 

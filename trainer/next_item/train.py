@@ -1,0 +1,278 @@
+"""Trains a ranker on the next item; the pass that is kept is chosen on the validation items."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import models
+from models.batch import Batch
+from models.losses import full_softmax
+from models.ranker import RankerShape
+from trainer.config import FitConfig, ModelConfig, RetrainConfig
+from trainer.data import BatchModule, BatchPlan, Shard, ShardStore, plan_batches
+from trainer.data.shards import ShardKey
+from trainer.errors import TrainingError
+from trainer.fit.run import CursorAndCheckpoint
+from trainer.fit.schedule import schedule_of
+from trainer.fit.task import RankingTask
+from trainer.next_item.judge import catalogue, judge, ranker_scorer
+from trainer.next_item.sequences import Sequences
+from trainer.next_item.units import VALIDATION, training_units
+from trainer.schema.files import write_text
+from trainer.schema.vocabulary import RESERVED_ROWS
+
+BEST = "best.safetensors"
+CURVE = "curve.json"
+_SHARD = ShardKey("train", 0)
+
+
+@dataclass(frozen=True)
+class PassLog:
+    """One pass over the training events.
+
+    Attributes:
+        number: Passes done, from 1.
+        loss: Mean cross-entropy of the pass.
+        seconds: Wall time of its steps.
+        positions: Targets trained.
+        metrics: Metrics on the validation items, None where this pass was not judged.
+        best: Whether its weights were the best so far.
+    """
+
+    number: int
+    loss: float
+    seconds: float
+    positions: int
+    metrics: dict[str, float] | None
+    best: bool
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training left behind.
+
+    Attributes:
+        ranker: The ranker of the best judged pass, in eval mode.
+        curve: All passes.
+    """
+
+    ranker: nn.Module
+    curve: list[PassLog]
+
+    @property
+    def chosen(self) -> PassLog:
+        """The pass whose weights are kept."""
+        return [entry for entry in self.curve if entry.best][-1]
+
+
+class NextItemTask(RankingTask):
+    """Cross-entropy of the next item over the whole catalogue."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Returns the mean loss of the batch's targets."""
+        items = self.ranker.shape.vocabularies["item"] - RESERVED_ROWS  # type: ignore[union-attr, index]
+        return full_softmax(self.ranker.user_vectors(batch), catalogue(self.ranker, items), batch.target_item_N - RESERVED_ROWS)  # type: ignore[operator]
+
+    @property
+    def served(self) -> nn.Module:
+        """The ranker that is judged: the average, if there is one."""
+        return self.ranker if self.average is None else self.average
+
+
+class EachPass(Callback):
+    """Sums up a pass, judges it on the validation items, and keeps the best weights.
+
+    It must stand before the callback that moves the cursor and saves: a checkpoint at the end of a pass then holds its entry.
+
+    Args:
+        ends: Steps after which a pass ends, ascending.
+        validate: Metrics of a ranker on the validation items.
+        metric: The one that chooses.
+        every: Passes between judgements; the last pass is always judged.
+        folder: Folder of the best weights.
+    """
+
+    def __init__(
+        self, ends: list[int], validate: Callable[[nn.Module], dict[str, float]], metric: str, every: int, folder: Path
+    ) -> None:
+        self.ends = ends
+        self.validate = validate
+        self.metric = metric
+        self.every = every
+        self.folder = folder
+        self.curve: list[PassLog] = []
+        self.loss, self.positions, self.seconds = 0.0, 0, 0.0
+        self.clock = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Starts the clock."""
+        self.clock = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Adds a step; judges at the end of a pass."""
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        loss = float(outputs["loss"])
+        if math.isfinite(loss):  # a step that was skipped has said so already
+            self.loss += loss * batch.targets
+            self.positions += batch.targets
+        if trainer.datamodule.cursor + 1 == self.ends[len(self.curve)]:  # type: ignore[attr-defined]
+            self._close(task)
+            self.clock = time.perf_counter()
+
+    def _close(self, task: NextItemTask) -> None:
+        number = len(self.curve) + 1
+        judged = number % self.every == 0 or number == len(self.ends)
+        metrics = self._judge(task.served) if judged else None
+        earlier = [entry.metrics[self.metric] for entry in self.curve if entry.metrics is not None]
+        best = metrics is not None and metrics[self.metric] > max(earlier, default=-math.inf)
+        if best:
+            temporary = self.folder / f".{BEST}.tmp"
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in task.served.state_dict().items()}, temporary)
+            temporary.replace(self.folder / BEST)
+        self.curve.append(PassLog(number, self.loss / max(self.positions, 1), self.seconds, self.positions, metrics, best))
+        self.loss, self.positions, self.seconds = 0.0, 0, 0.0
+        print(line(self.curve[-1], len(self.ends)), flush=True)
+
+    def _judge(self, ranker: nn.Module) -> dict[str, float]:
+        training = ranker.training
+        try:
+            return self.validate(ranker.eval())
+        finally:
+            ranker.train(training)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the curve and the open pass."""
+        return {"curve": [asdict(entry) for entry in self.curve], "open": [self.loss, self.positions, self.seconds]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the curve and the open pass."""
+        self.curve = [PassLog(**entry) for entry in state["curve"]]
+        self.loss, self.positions, self.seconds = state["open"]
+
+
+def line(entry: PassLog, passes: int) -> str:
+    """Returns the console line of a pass."""
+    rate = entry.positions / max(entry.seconds, 1e-9)
+    found = "".join(f"  {name} {value:.4f}" for name, value in (entry.metrics or {}).items() if name != "n")
+    return (
+        f"  pass {entry.number:>3}/{passes}  loss {entry.loss:.4f}{'  validation' + found if found else ''}"
+        f"  {rate:>7,.0f} positions/s  {entry.seconds:.1f} s{'  best' if entry.best else ''}"
+    )
+
+
+def train(config: RetrainConfig, sequences: Sequences, top_k: int, every: int, folder: Path) -> Fitted:
+    """Trains a ranker, or goes on where a killed run stopped.
+
+    Args:
+        config: Model, optimizer, schedule, fit and seed; ``fit.passes`` is the number of passes.
+        sequences: All events; only the training ones are learned from, and the validation items choose the pass.
+        top_k: NDCG of lists of this length chooses.
+        every: Passes between judgements.
+        folder: Folder for shards, checkpoint and weights.
+
+    Returns:
+        The ranker of the best judged pass.
+
+    Raises:
+        TrainingError: If training diverges, or a checkpoint belongs to another plan.
+    """
+    store, model = ShardStore(folder / "shards"), config.model
+    store.write(_SHARD, training_units(sequences, model.max_history))
+    plan = plan_batches(
+        [_SHARD], store.lengths, batch_targets=config.fit.batch_targets, batch_tokens=config.fit.batch_tokens,
+        passes=config.fit.passes, seed=config.seed,
+    )  # fmt: skip
+    if config.fit.threads:
+        torch.set_num_threads(config.fit.threads)
+    torch.manual_seed(config.seed)
+    ranker = models.build(shape_of(model, sequences.items))
+
+    def validate(candidate: nn.Module) -> dict[str, float]:
+        return judge(ranker_scorer(candidate, sequences.items), sequences, VALIDATION, model.max_history, top_k)
+
+    passes = EachPass(pass_ends(plan, store.read(_SHARD)), validate, f"ndcg@{top_k}", every, folder)
+    _fit(config, ranker, BatchModule(store, plan, config.fit.workers), passes, folder)
+    write_text(folder / CURVE, json.dumps([asdict(entry) for entry in passes.curve], indent=1))
+    return read_fitted(folder, model, sequences.items)
+
+
+def read_fitted(folder: Path, model: ModelConfig, items: int) -> Fitted:
+    """Reads what `train` left in a folder."""
+    curve = [PassLog(**entry) for entry in json.loads((folder / CURVE).read_text())]
+    ranker = models.build(shape_of(model, items))
+    ranker.load_state_dict(load_file(folder / BEST))
+    return Fitted(ranker.eval(), curve)
+
+
+def shape_of(model: ModelConfig, items: int) -> RankerShape:
+    """Returns the shape of a pure next-item ranker: items are all it knows."""
+    names = ("dim", "layers", "heads", "head_dim", "ffn_dim", "dropout")
+    return RankerShape(
+        architecture=model.name, actions=(), history_actions=(), vocabularies={"item": items + RESERVED_ROWS}, item_vocabulary="item",
+        **{name: getattr(model, name) for name in names},
+    )  # fmt: skip
+
+
+def pass_ends(plan: BatchPlan, units: Shard) -> list[int]:
+    """Returns the steps after which a pass ends: every pass uses every unit exactly once."""
+    done = np.cumsum([len(batch.units_B) for batch in plan.batches])
+    return [int(step) for step in np.flatnonzero(done % units.units == 0) + 1]
+
+
+def _fit(config: RetrainConfig, ranker: nn.Module, data: BatchModule, passes: EachPass, folder: Path) -> None:
+    resume = folder / "resume.ckpt"
+    task = NextItemTask(
+        ranker,
+        action_weights={},
+        optimizer=config.optimizer,
+        schedule=schedule_of(config.schedule, data.plan.steps, warm=False),
+        ema_decay=config.fit.ema_decay,
+        seed=config.seed,
+        max_skipped_steps=config.fit.max_skipped_steps,
+    )
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # The loader resumes through the data module's cursor, which the first warning cannot see.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer = _trainer(config.fit, [passes, CursorAndCheckpoint(folder, config.fit.checkpoint_steps)], folder)
+        trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
+    if len(passes.curve) != len(passes.ends):
+        raise TrainingError("training ended early", got=f"{len(passes.curve)} passes", expected=f"{len(passes.ends)} passes")
+    resume.unlink(missing_ok=True)
+
+
+def _trainer(config: FitConfig, callbacks: list[Callback], folder: Path) -> L.Trainer:
+    on_gpu = config.device == "gpu" or (config.device == "auto" and torch.cuda.is_available())
+    bar = config.progress and os.isatty(2)
+    return L.Trainer(
+        accelerator="gpu" if on_gpu else "cpu",
+        devices=1,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        max_epochs=1,  # all passes are one plan: its cursor is what a resumed run goes on from
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=bar,
+        callbacks=[*callbacks, *([RichProgressBar()] if bar else [])],
+        logger=False,
+        deterministic=config.deterministic,
+        default_root_dir=folder,
+    )

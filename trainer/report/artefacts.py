@@ -17,6 +17,7 @@ from trainer.schema.verdict import ALL, Check, Verdict
 T = TypeVar("T")
 
 STEPS = Path("challenger-fit") / "steps.jsonl"
+BUNDLED_TRANSFER = Path("challenger") / "transfer.json"
 MANIFEST = Path("embeddings") / "manifest.json"
 _STEP_NUMBERS = ("step", "loss", "lr", "grad_norm")
 
@@ -33,7 +34,7 @@ class Artefacts:
         config: The same as values.
         evaluation: ``eval.json``: model -> action -> metrics.
         scan: ``scan.json``.
-        transfer: ``transfer.json``.
+        transfer: ``transfer.json``, else the one in the challenger's bundle.
         steps: Lines of ``steps.jsonl`` by step; a step that was done again after a stop counts once.
         downstream: ``downstream.json``.
         embeddings: ``embeddings/manifest.json``.
@@ -63,7 +64,7 @@ class Artefacts:
     @property
     def confidence(self) -> str:
         """Level of the intervals in words, say ``95 %``."""
-        return f"{100 * self.setting('gate', 'confidence', default=0.95):g} %"
+        return f"{100 * self.setting('gate', 'confidence', default=0.95):g}\u00a0%"
 
     def setting(self, *keys: str, default: Any = None) -> Any:
         """Returns a value of the configuration, or `default` where the run had no such key."""
@@ -107,7 +108,7 @@ def read_artefacts(run_dir: Path) -> Artefacts:
         config=config,
         evaluation=_mapping(run_dir, Path("eval.json"), damaged),
         scan=_mapping(run_dir, Path("scan.json"), damaged),
-        transfer=_mapping(run_dir, Path("transfer.json"), damaged),
+        transfer=_mapping(run_dir, Path("transfer.json"), damaged) or _mapping(run_dir, BUNDLED_TRANSFER, damaged),
         steps=_steps(run_dir / STEPS, damaged),
         downstream=_mapping(run_dir, Path("downstream.json"), damaged),
         embeddings=_mapping(run_dir, MANIFEST, damaged),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from markupsafe import Markup
 
 from trainer.report.artefacts import Artefacts
 from trainer.report.numbers import count, finite, fixed, interval, percent, significant
-from trainer.report.svg import round_step
 from trainer.schema.verdict import ALL, OUTCOMES, Check
 
 STRIP_WIDTH, STRIP_HEIGHT = 260, 22
@@ -123,18 +123,20 @@ def score_forest(run: Artefacts) -> Forest | None:
     """Returns the change of traffic over each threshold: all rows, and the slices that failed or held."""
     wanted = [
         check for check in run.checks
-        if check.family == "scores" and check.name.startswith(("share_", "mean_score"))
+        if check.family == "scores" and check.name.startswith(("share_", "mean_score")) and check.outcome != "not_applicable"
         and (check.slice == ALL or check.outcome in ("fail", "hold"))
     ]  # fmt: skip
     return _family_forest(wanted, "Traffic above each threshold, against production", "threshold", ("less traffic", "more traffic"))
 
 
 def churn_checks(run: Artefacts) -> list[Check]:
-    """Returns what was replaced above thresholds, and rules that could not be replayed."""
-    return [
-        check for check in run.checks
-        if check.family == "scores" and (check.name.startswith("churn_") or check.outcome == "not_applicable")
-    ]  # fmt: skip
+    """Returns how much of what stood above each threshold was replaced."""
+    return [check for check in run.checks if check.family == "scores" and check.name.startswith("churn_")]
+
+
+def not_replayed(run: Artefacts) -> list[Check]:
+    """Returns the thresholds and rules that could not be compared, and why."""
+    return [check for check in run.checks if check.family == "scores" and check.outcome == "not_applicable"]
 
 
 def slate_forest(run: Artefacts) -> Forest | None:
@@ -167,11 +169,16 @@ def forest(
     extent = _extent(chosen)
     rows = [
         ForestRow(
-            label=_label(check, named), strip=strip(check, extent), numbers=form(check.estimate), bounds=interval([check.low, check.high], form),
-            rows=count(check.n), outcome=check.outcome, sentence=check.sentence,
+            label=_label(check, named),
+            strip=strip(check, extent),
+            numbers=form(check.estimate),
+            bounds=interval([check.low, check.high], form),
+            rows=count(check.n),
+            outcome=check.outcome,
+            sentence=check.sentence,
         )
         for check in chosen
-    ]  # fmt: skip
+    ]
     silent = len(checks) - len(drawn)
     parts = [f"{count(len(drawn) - len(chosen))} with smaller deviations" if len(drawn) > len(chosen) else ""]
     parts += [f"{count(silent)} too small to be tested" if silent else ""]
@@ -195,7 +202,9 @@ def _most_telling(checks: list[Check]) -> list[Check]:
         return check.slice != ALL, check.outcome not in ("fail", "hold"), -abs(check.estimate or 0.0)
 
     kept = sorted(checks, key=deviation)[:MOST_ROWS]
-    return sorted(kept, key=lambda check: (check.slice != ALL, check.slice.partition("=")[0], -(check.estimate or 0.0), check.slice, check.name))
+    return sorted(
+        kept, key=lambda check: (check.slice != ALL, check.slice.partition("=")[0], -(check.estimate or 0.0), check.slice, check.name)
+    )
 
 
 def _extent(checks: Sequence[Check]) -> float:
@@ -203,7 +212,8 @@ def _extent(checks: Sequence[Check]) -> float:
     ends = [abs(x) for check in checks for x in (check.low, check.high, check.estimate) if finite(x) is not None and x is not None]
     margins = [check.margin for check in checks if check.margin is not None]
     reach = max(float(np.quantile(ends, 0.95)) if ends else 0.0, 1.2 * min(margins, default=0.0), 1e-9)
-    return round_step(reach)
+    power = 10.0 ** math.floor(math.log10(reach))
+    return next(factor * power for factor in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if factor * power >= reach * (1 - 1e-9))
 
 
 def strip(check: Check, extent: float) -> Markup:
@@ -229,8 +239,8 @@ def strip(check: Check, extent: float) -> Markup:
     if check.estimate is not None and abs(check.estimate) <= extent:
         parts.append(f'<circle class="point" cx="{place(check.estimate)}" cy="{middle}" r="3.6"/>')
     kind = check.outcome if check.outcome in OUTCOMES else "hold"
-    head = f'<svg class="strip {kind}" viewBox="0 0 {STRIP_WIDTH} {STRIP_HEIGHT}" width="{STRIP_WIDTH}" height="{STRIP_HEIGHT}" aria-hidden="true">'
-    return Markup(head + "".join(parts) + "</svg>")  # noqa: S704 - numbers and a word of `OUTCOMES`
+    size = f'viewBox="0 0 {STRIP_WIDTH} {STRIP_HEIGHT}" width="{STRIP_WIDTH}" height="{STRIP_HEIGHT}"'
+    return Markup(f'<svg class="strip {kind}" {size} aria-hidden="true">{"".join(parts)}</svg>')  # the numbers stand beside it
 
 
 @dataclass(frozen=True)

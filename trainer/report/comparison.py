@@ -108,15 +108,13 @@ class Comparison:
     """The table.
 
     Attributes:
-        references: Models beside the challenger, in column order.
-        titles: Their headings.
+        references: Models beside the challenger, and their headings, in column order.
         actions: One part an action.
         unpaired: Whether any direction rests on separate intervals.
         left_out: Actions that are not gated, and stand in the second table only.
     """
 
-    references: list[str]
-    titles: list[str]
+    references: list[tuple[str, str]]
     actions: list[ActionTable]
     unpaired: bool
     left_out: list[ActionTable]
@@ -134,8 +132,7 @@ def compare(run: Artefacts, scores: list[ActionScores]) -> Comparison | None:
     shown = [tables[action] for action in gated]
     cells = [cell for table in shown for row in table.rows for cell in row.references]
     return Comparison(
-        references=references,
-        titles=[TITLES[model] for model in references],
+        references=[(model, TITLES[model]) for model in references],
         actions=shown,
         unpaired=any(not cell.paired and cell.direction != UNKNOWN for cell in cells),
         left_out=[tables[action] for action in actions if action not in gated],

@@ -213,6 +213,8 @@ def _healthy(run: Artefacts, faulty: Sequence[str]) -> str:
 
 def _left_out(days: int, features: int, faults: int) -> str:
     parts = [
-        f"{counted(number, word)}" for number, word in ((days, "earlier day"), (features, "more column"), (faults, "more fault")) if number > 0
+        f"{counted(number, word)}"
+        for number, word in ((days, "earlier day"), (features, "more column"), (faults, "more fault"))
+        if number > 0
     ]
     return f"Not shown: {', '.join(parts)}; see scan.json and quarantine/ledger.parquet." if parts else ""

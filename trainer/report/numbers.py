@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 NONE = "–"
+MOST_ITEMS = 12  # of a list that is written out
+SPACE = "\u00a0"  # a number and its unit stay on one line
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -30,13 +32,15 @@ def fixed(value: Any, digits: int = 4, signed: bool = False) -> str:
 def percent(value: Any, digits: int = 1, signed: bool = False) -> str:
     """Returns a share as ``12.3 %``."""
     number = finite(value)
-    return NONE if number is None else f"{fixed(100 * number, digits, signed)} %"
+    return NONE if number is None else f"{fixed(100 * number, digits, signed)}{SPACE}%"
 
 
 def small_percent(value: Any) -> str:
     """Returns a share with as many digits as it takes to tell it from 0: ``25 %``, ``2.5 %``, ``0.025 %``."""
     number = finite(value)
-    return NONE if number is None else f"{100 * number:.2g} %".replace("-", "−") if abs(number) < 0.995 else percent(number, 0)
+    if number is None or abs(number) >= 0.995:
+        return percent(number, 0)
+    return f"{significant(100 * number, 2)}{SPACE}%"
 
 
 def significant(value: Any, digits: int = 3) -> str:
@@ -59,7 +63,7 @@ def count(value: Any) -> str:
 
 def counted(value: Any, one: str, many: str | None = None) -> str:
     """Returns ``1 day``, ``12 days``."""
-    return f"{count(value)} {one if value == 1 else many or one + 's'}"
+    return f"{count(value)}{SPACE}{one if value == 1 else many or one + 's'}"
 
 
 def compact(value: Any) -> str:
@@ -69,7 +73,7 @@ def compact(value: Any) -> str:
         return NONE
     for scale, unit in _SCALES:
         if abs(number) >= scale:
-            return f"{number / scale:.3g} {unit}"
+            return f"{number / scale:.3g}{SPACE}{unit}"
     return significant(number)
 
 
@@ -79,7 +83,7 @@ def seconds(value: Any) -> str:
     if number is None:
         return NONE
     if number < 60:
-        return f"{number:.1f} s"
+        return f"{number:.1f}{SPACE}s"
     minutes, rest = divmod(round(number), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
@@ -112,5 +116,6 @@ def leaf(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {leaf(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
-        return ", ".join(leaf(item) for item in value) or "none"
+        more = [f"and {count(len(value) - MOST_ITEMS)} more"] if len(value) > MOST_ITEMS else []
+        return ", ".join([*(leaf(item) for item in value[:MOST_ITEMS]), *more]) or "none"
     return str(value)

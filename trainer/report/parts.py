@@ -12,7 +12,7 @@ from trainer.schema.transfer import FATES
 
 MOST_TENSORS = 400
 MOST_FEATURES = 10  # of the downstream model's importances
-_PAIRS = (("parent", "now"), ("old", "new"), ("before", "after"), ("from", "to"), ("production", "challenger"))
+_TWO_SIDED = ("config", "code_version", "labels", "value")  # kinds of change whose values are [old, new]
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,27 @@ class Fact:
 
 
 def changes(run: Artefacts) -> list[Fact]:
-    """Returns what changed against the parent; kinds without a change are left out."""
-    found = {title.replace("_", " "): value for title, value in run.summary.changes.items() if value not in (None, {}, [], "")}
-    return [fact for title, value in found.items() for fact in _facts(value, title, ": ")]
+    """Returns what changed against the parent, an old and a new value where there are two; kinds without a change are left out."""
+    found: list[Fact] = []
+    for kind, value in run.summary.changes.items():
+        title = kind.replace("_", " ")
+        if value in (None, {}, [], ""):
+            continue
+        if kind in _TWO_SIDED and isinstance(value, Mapping):
+            found += [_change(f"{title}: {key}", pair) for key, pair in value.items()]
+        else:
+            found.append(_change(title, value) if kind in _TWO_SIDED else Fact(title, leaf(value)))
+    return found
 
 
-def _facts(value: Any, name: str = "", joint: str = ".") -> list[Fact]:
-    """Flattens a mapping to dotted names; a mapping of two sides is one change."""
-    if not isinstance(value, Mapping):
-        return [Fact(name, leaf(value))]
-    for before, after in _PAIRS:
-        if set(value) == {before, after}:
-            return [Fact(name, leaf(value[after]), leaf(value[before]))]
-    return [fact for key, item in value.items() for fact in _facts(item, f"{name}{joint}{key}" if name else str(key))]
+def _change(name: str, pair: Any) -> Fact:
+    two = isinstance(pair, list | tuple) and len(pair) == 2
+    return Fact(name, leaf(pair[1]), leaf(pair[0])) if two else Fact(name, leaf(pair))
 
 
 def facts(mapping: Mapping[str, Any] | None) -> list[Fact]:
     """Returns any mapping as a list of names and values."""
-    return _facts(mapping) if mapping else []
+    return [Fact(str(name).replace("_", " "), leaf(value)) for name, value in (mapping or {}).items()]
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def transfer(run: Artefacts) -> TransferPart | None:
     return TransferPart(
         sentence=parity_sentence(report),
         fates=[
-            (name, count(sum(fate.get("fate") == name for fate in fates)), compact(elements[name]), 100 * (finite(elements[name]) or 0) / total)
+            (name, count(sum(fate.get("fate") == name for fate in fates)), compact(elements[name]), 100 * elements[name] / total)
             for name in names if finite(elements.get(name))
         ],
         vocabularies=[
@@ -89,14 +92,14 @@ def transfer(run: Artefacts) -> TransferPart | None:
 
 
 def parity_sentence(report: Mapping[str, Any]) -> str:
-    """Says what was promised of the warm start and what was measured."""
+    """Says what was promised of the warm start and what was measured; continues "The warm start is ..."."""
     parity = report.get("parity") or {}
-    promised = "By plan exact" if report.get("exact") else "By plan not exact"
+    promised = "exact by plan" if report.get("exact") else "not exact by plan"
     if not parity:
         return f"{promised}; not measured."
     difference, bound = finite(parity.get("max_difference")), finite(parity.get("bound"))
-    kept = " within the bound" if None not in (difference, bound) and difference <= bound else ", beyond the bound"  # type: ignore[operator]
-    verdict = f"{kept} {significant(bound, 2)}" if parity.get("exact") else ""
+    within = difference is not None and bound is not None and difference <= bound
+    verdict = f"{' within' if within else ', beyond'} the bound {significant(bound, 2)}" if parity.get("exact") else ""
     return (
         f"{promised}; before the first step the outputs differed from production's by at most {significant(difference, 2)} "
         f"(largest output {significant(parity.get('max_output'))}, {count(parity.get('rows'))} probe rows){verdict}."
@@ -105,11 +108,19 @@ def parity_sentence(report: Mapping[str, Any]) -> str:
 
 def _tensor(fate: Mapping[str, Any]) -> tuple[str, str, str, str, str, str]:
     moves = "; ".join(
-        f"{move.get('axis')}: {count(move.get('kept'))} kept, {count(move.get('new'))} new ({move.get('fill')}), {count(move.get('dropped'))} dropped"
+        f"{move.get('axis')}: {count(move.get('kept'))} kept, {count(move.get('new'))} new ({move.get('fill')}), "
+        f"{count(move.get('dropped'))} dropped"
         for move in fate.get("moves") or []
     )
     shape = " × ".join(str(size) for size in fate.get("shape") or []) or "scalar"
-    return str(fate.get("target") or NONE), str(fate.get("source") or NONE), str(fate.get("fate")), shape, moves, str(fate.get("reason") or "")
+    return (
+        str(fate.get("target") or NONE),
+        str(fate.get("source") or NONE),
+        str(fate.get("fate")),
+        shape,
+        moves,
+        str(fate.get("reason") or ""),
+    )
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,9 @@ def stages(run: Artefacts) -> list[StageLine]:
     ]
 
 
-def slice_table(run: Artefacts, metric_sets: Sequence[tuple[str, str]] = (("auc", "AUC"), ("ne", "NE"))) -> list[tuple[str, list[tuple[str, ...]]]]:
+def slice_table(
+    run: Artefacts, metric_sets: Sequence[tuple[str, str]] = (("auc", "AUC"), ("ne", "NE"))
+) -> list[tuple[str, list[tuple[str, ...]]]]:
     """Returns for each binary action (slice, rows, then challenger and production of each metric) from ``eval.json``."""
     tables = []
     for action, ours in run.evaluation.get("challenger", {}).items():
@@ -202,7 +215,7 @@ class DownstreamPart:
     """
 
     sentence: str
-    rows: list[tuple[str, str, str, str, str]]
+    rows: list[tuple[str, ...]]
     importance: list[tuple[str, str, float]]
 
 

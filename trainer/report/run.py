@@ -54,6 +54,7 @@ class Page:
         production: Whether there was a production to compare with.
         changes: What changed against the parent.
         deciding: Blocking checks that failed or held.
+        nothing_decides: What stands there when no check failed or held.
         warnings: Others that failed or held.
         trust: (whether all is well, sentence) on data, training, warm start and checks.
         confidence: Level of the intervals.
@@ -70,6 +71,7 @@ class Page:
     production: bool
     changes: list[parts.Fact]
     deciding: checks.Findings
+    nothing_decides: str
     warnings: checks.Findings
     trust: list[tuple[bool, str]]
     confidence: str
@@ -107,7 +109,7 @@ def build(run: Artefacts) -> Page:
     comparison = compare(run, scores)
     summary = run.summary
     judged = summary.verdict or (run.verdict.verdict if run.verdict and summary.status == "done" else None)
-    has_production = any(model == "production" for model in comparison.references) if comparison else False
+    has_production = any(model == "production" for model, _ in comparison.references) if comparison else False
     return Page(
         title=f"rewarm {judged or summary.status} {summary.as_of}".strip(),
         badge=judged or ("not judged" if summary.status == "done" else summary.status),
@@ -115,10 +117,13 @@ def build(run: Artefacts) -> Page:
         reason=summary.reason or (run.verdict.reason if run.verdict else "Trained and measured; the gate was not asked."),
         facts=_facts(run),
         comparison=comparison,
-        no_comparison=run.missing("eval.json", problem or "There is neither eval.json nor a table of predictions, so no model was measured."),
+        no_comparison=run.missing(
+            "eval.json", problem or "There is neither eval.json nor a table of predictions, so no model was measured."
+        ),
         production=has_production,
         changes=parts.changes(run),
         deciding=checks.findings(checks.deciding(run)),
+        nothing_decides="No blocking check failed or held." if run.verdict else NOT_JUDGED,
         warnings=checks.findings(checks.warnings(run)),
         trust=_trust(run),
         confidence=run.confidence,
@@ -164,7 +169,7 @@ def _trust(run: Artefacts) -> list[tuple[bool, str]]:
         lines.append((not any(entry["skipped"] for entry in run.steps), f"Training: {trained.sentence}"))
     if run.transfer:
         parity = run.transfer.get("parity") or {}
-        lines.append((bool(run.transfer.get("exact", parity.get("exact"))), f"Warm start: {parts.parity_sentence(run.transfer)}"))
+        lines.append((bool(run.transfer.get("exact", parity.get("exact"))), f"The warm start is {parts.parity_sentence(run.transfer)}"))
     if run.verdict:
         blocking = [check for check in run.checks if check.severity == "block"]
         others = [check for check in run.checks if check.severity != "block"]
@@ -176,8 +181,12 @@ def _trust(run: Artefacts) -> list[tuple[bool, str]]:
 
 def _data_sections(run: Artefacts) -> list[Section]:
     return [
-        _section("data", "Data health", health(run), run.missing("scan.json", "The logs were not scanned in this run: there is no scan.json.")),
-        _section("training", "Training", training(run), run.missing(STEPS.name, "Nothing was trained in this run: there is no steps.jsonl.")),
+        _section(
+            "data", "Data health", health(run), run.missing("scan.json", "The logs were not scanned in this run: there is no scan.json.")
+        ),
+        _section(
+            "training", "Training", training(run), run.missing(STEPS.name, "Nothing was trained in this run: there is no steps.jsonl.")
+        ),
     ]
 
 
@@ -191,8 +200,13 @@ def _score_sections(run: Artefacts, scores: Sequence[ActionScores], problem: str
         _section("reliability", "Reliability", reliability_charts(run, scores), problem),
         _section("distribution", "Score distribution", distribution_charts(scores), problem, note="" if compared else NO_PRODUCTION),
         _section("slices", "Slices", slices if any(slices.values()) else None, unjudged if run.verdict is None else "No slice was judged."),
-        _section("compatibility", "Score compatibility", shares and {"forest": shares, "others": checks.churn_checks(run)}, unjudged),
-        _section("slate", "Slate composition", slate and {"forest": slate, "others": []}, unjudged, template="compatibility"),
+        _section(
+            "compatibility",
+            "Score compatibility",
+            shares and {"forest": shares, "others": checks.churn_checks(run), "absent": checks.not_replayed(run)},
+            unjudged,
+        ),
+        _section("slate", "Slate composition", slate and {"forest": slate, "others": [], "absent": []}, unjudged, template="compatibility"),
     ]
 
 
@@ -226,5 +240,3 @@ def _section(key: str, title: str, view: Any, missing: str, *, template: str = "
     if not view:
         return Section(key, title, "", None, missing)
     return Section(key, title, f"section_{template or key}.html", view, note)
-
-

@@ -44,7 +44,9 @@ def _reliability_chart(run: Artefacts, action: ActionScores, index: int) -> Scor
     panel = Panel(f"reliability-{index}", f"Reliability of {action.name}", words, axis_x, axis_y)
     panel.line([axis_x.low, axis_x.high], [axis_x.low, axis_x.high], "rule")
     for model, binned in found.items():
-        x_B, y_B, low_B, high_B = (np.log10(np.maximum(v_B, floor / 10)) for v_B in (binned.predicted_B, binned.observed_B, binned.low_B, binned.high_B))
+        x_B, y_B, low_B, high_B = (
+            np.log10(np.maximum(v_B, floor / 10)) for v_B in (binned.predicted_B, binned.observed_B, binned.low_B, binned.high_B)
+        )
         panel.band(x_B, low_B, high_B, model)
         panel.line(x_B, y_B, model)
         panel.dots(x_B, y_B, model)
@@ -57,7 +59,8 @@ def _worst_bin(binned: Reliability) -> str:
     if not np.isfinite(off_B).any():
         return "no bin with positives"
     worst = int(np.nanargmax(np.where(np.isfinite(off_B), off_B, -1)))
-    return f"farthest from the diagonal at predicted {significant(float(binned.predicted_B[worst]))}, observed {significant(float(binned.observed_B[worst]))}"
+    predicted, observed = (significant(float(x_B[worst])) for x_B in (binned.predicted_B, binned.observed_B))
+    return f"farthest from the diagonal at predicted {predicted}, observed {observed}"
 
 
 def _calibration_caption(run: Artefacts, action: str) -> str:
@@ -141,7 +144,9 @@ def _log_axis(low: float, high: float, kind: str, title: str) -> Axis:
 
 
 def _decades(low: float, high: float) -> list[tuple[float, str]]:
-    found = [(math.log10(factor) + power, factor * 10.0**power) for power in range(math.floor(low), math.ceil(high) + 1) for factor in (1, 2, 5)]
+    found = [
+        (math.log10(factor) + power, factor * 10.0**power) for power in range(math.floor(low), math.ceil(high) + 1) for factor in (1, 2, 5)
+    ]
     return [(at, significant(value, 1)) for at, value in found]
 
 

@@ -36,7 +36,8 @@ def training(run: Artefacts) -> Training | None:
     across = linear_axis(float(step_N[0]), float(step_N[-1]), "optimizer step", tight=True)
     begin, end = smooth_N[good_N][min(len(smooth_N[good_N]) - 1, 10)], smooth_N[good_N][-1]
     sentence = (
-        f"{counted(len(step_N), 'step')}, {int(skipped_N.sum()):,} skipped as not finite; smoothed loss from {fixed(begin)} to {fixed(end)}; "
+        f"{counted(len(step_N), 'step')}, {int(skipped_N.sum()):,} skipped as not finite; "
+        f"smoothed loss from {fixed(begin)} to {fixed(end)}; "
         f"learning-rate factor {significant(float(lr_N[0]))} at the first step, {significant(float(np.nanmax(lr_N)))} at most, "
         f"{significant(float(lr_N[-1]))} at the last."
     )
@@ -89,9 +90,10 @@ def _norm(across: Axis, step_N: np.ndarray, norm_N: np.ndarray, clip: float | No
     known_N = norm_N[np.isfinite(norm_N)]
     high = float(np.quantile(known_N, 0.995)) if len(known_N) else 1.0
     words = f"highest {significant(float(known_N.max()))}" if len(known_N) else "none finite"
-    panel = Panel("norm", "Gradient norm before clipping, by step", words, across, linear_axis(0.0, max(high, clip or 0.0), "gradient norm"))
+    panel = Panel(
+        "norm", "Gradient norm before clipping, by step", words, across, linear_axis(0.0, max(high, clip or 0.0), "gradient norm")
+    )
     panel.line(*binned(step_N, norm_N)[:2], "plain")
     if clip:
         panel.line([across.low, across.high], [clip, clip], "rule")
     return panel.svg()
-

@@ -25,6 +25,10 @@ from trainer.schema.verdict import Verdict
 
 AS_OF = "2022-05-04"
 ACTIONS = {"is_click": "binary", "long_view": "binary", "watch_s": "duration"}
+CHANGES = {
+    "config": {"model.layers": [1, 2]}, "code_version": ["0.1.0", "0.1.1"], "labels": {}, "features_added": ["author_rate_7d", "tab"],
+    "features_removed": [], "days_added": ["2022-05-03"],
+}  # fmt: skip
 COUNTRIES = ("BR", "CN", "DE", "IN", "US")
 
 
@@ -42,7 +46,7 @@ class World:
         names: Prefix of ids, to plant hostile ones.
     """
 
-    rows: int = 40_000
+    rows: int = 12_000
     skill: float = 0.88
     noise: float = 0.1
     scale: float = 1.0
@@ -120,18 +124,50 @@ def scan(days: int = 28) -> dict[str, Any]:
     for index in range(days):
         day, rows, faults = add_days(AS_OF, index - days + 1), int(rng.integers(15_000, 19_000)), []
         duplicates, late = int(rng.integers(200, 600)), int(rng.integers(50, 200))
-        faults.append({"kind": "duplicate_rows", "feature": None, "file": None, "rows": duplicates, "evidence": f"{duplicates} deliveries repeat"})
+        faults.append(
+            {"kind": "duplicate_rows", "feature": None, "file": None, "rows": duplicates, "evidence": f"{duplicates} deliveries repeat"}
+        )
         status, dropped = "ok", 0
         if index in (5, 6, 19):
             status = "masked"
-            faults.append({"kind": "out_of_range", "feature": "duration_ms", "file": "part-0.parquet", "rows": 310, "evidence": "maximum 4e12, allowed 3.6e6"})
+            faults.append(
+                {
+                    "kind": "out_of_range",
+                    "feature": "duration_ms",
+                    "file": "part-0.parquet",
+                    "rows": 310,
+                    "evidence": "maximum 4e12, allowed 3.6e6",
+                }
+            )
         if index == 12:
             status = "masked"
-            faults.append({"kind": "bit_flip_page", "feature": "tab", "file": "<script>alert(1)</script>.parquet", "rows": 9_000, "evidence": "page CRC differs"})
+            faults.append(
+                {
+                    "kind": "bit_flip_page",
+                    "feature": "tab",
+                    "file": "<script>alert(1)</script>.parquet",
+                    "rows": 9_000,
+                    "evidence": "page CRC differs",
+                }
+            )
         if index == 16:
             status, dropped = "refused", rows
-            faults.append({"kind": "truncated_file", "feature": None, "file": "part-1.parquet", "rows": rows, "evidence": "footer missing, 3 of 4 files"})
-        counts = {"rows": rows, "used": rows - dropped - duplicates if not dropped else 0, "dropped": dropped, "duplicates": 0 if dropped else duplicates, "late": late}
+            faults.append(
+                {
+                    "kind": "truncated_file",
+                    "feature": None,
+                    "file": "part-1.parquet",
+                    "rows": rows,
+                    "evidence": "footer missing, 3 of 4 files",
+                }
+            )
+        counts = {
+            "rows": rows,
+            "used": rows - dropped - duplicates if not dropped else 0,
+            "dropped": dropped,
+            "duplicates": 0 if dropped else duplicates,
+            "late": late,
+        }
         found[day] = {"status": status, "faults": faults, "masked_columns": ["hour"] if index == 19 else [], "rows": counts}
     return {"version": 1, "days": found}
 
@@ -163,24 +199,57 @@ def transfer() -> dict[str, Any]:
     """``transfer.json`` of a challenger with one layer more."""
     move = {"axis": "vocab:item", "kept": 7_202, "new": 381, "dropped": 0, "coverage": 0.993, "fill": "oov"}
     fates = [
-        {"target": "item.weight", "source": "item.weight", "fate": "row-remapped", "shape": [7583, 64], "moves": [move], "reason": "rows by id"},
-        {"target": "blocks.0.attention.qkv.weight", "source": "blocks.0.attention.qkv.weight", "fate": "copied", "shape": [192, 64], "moves": [], "reason": ""},
-        {"target": "blocks.1.attention.qkv.weight", "source": None, "fate": "inserted as identity", "shape": [192, 64], "moves": [], "reason": "new layer"},
+        {
+            "target": "item.weight",
+            "source": "item.weight",
+            "fate": "row-remapped",
+            "shape": [7583, 64],
+            "moves": [move],
+            "reason": "rows by id",
+        },
+        {
+            "target": "blocks.0.attention.qkv.weight",
+            "source": "blocks.0.attention.qkv.weight",
+            "fate": "copied",
+            "shape": [192, 64],
+            "moves": [],
+            "reason": "",
+        },
+        {
+            "target": "blocks.1.attention.qkv.weight",
+            "source": None,
+            "fate": "inserted as identity",
+            "shape": [192, 64],
+            "moves": [],
+            "reason": "new layer",
+        },
         {"target": None, "source": "heads.old.weight", "fate": "dropped", "shape": [1, 64], "moves": [], "reason": "no such action"},
     ]
+    vocabularies = {
+        "item": {"kept": 7_202, "new": 381, "dropped": 0, "traffic_kept": 0.993},
+        "author": {"kept": 900, "new": 12, "dropped": 3, "traffic_kept": 1.0},
+    }
     return {
-        "exact": True, "source": "9f2c", "elements": {"row-remapped": 485_312, "copied": 1_230_000, "inserted as identity": 98_304, "dropped": 64},
-        "vocabularies": {"item": {"kept": 7_202, "new": 381, "dropped": 0, "traffic_kept": 0.993}, "author": {"kept": 900, "new": 12, "dropped": 3, "traffic_kept": 1.0}},
-        "parity": {"rows": 1_800, "max_difference": 2.1e-6, "max_output": 5.2, "bound": 5.2e-5, "exact": True}, "fates": fates,
-    }  # fmt: skip
+        "exact": True,
+        "source": "9f2c",
+        "elements": {"row-remapped": 485_312, "copied": 1_230_000, "inserted as identity": 98_304, "dropped": 64},
+        "vocabularies": vocabularies,
+        "parity": {"rows": 1_800, "max_difference": 2.1e-6, "max_output": 5.2, "bound": 5.2e-5, "exact": True},
+        "fates": fates,
+    }
 
 
 def downstream() -> dict[str, Any]:
     """``downstream.json``."""
 
     def arm(features: int, auc: float, ne: float) -> dict[str, Any]:
-        return {"features": features, "trees": [120, 133], "auc": {"value": auc, "low": auc - 0.004, "high": auc + 0.004},
-                "ne": {"value": ne, "low": ne - 0.006, "high": ne + 0.006}, "ratio": {"value": 1.003, "low": 0.98, "high": 1.02}}
+        return {
+            "features": features,
+            "trees": [120, 133],
+            "auc": {"value": auc, "low": auc - 0.004, "high": auc + 0.004},
+            "ne": {"value": ne, "low": ne - 0.006, "high": ne + 0.006},
+            "ratio": {"value": 1.003, "low": 0.98, "high": 1.02},
+        }
 
     return {
         "version": 1, "status": "ok", "reason": None, "action": "is_click", "rows": 16_000, "users": 2_800, "positives": 5_100,
@@ -195,7 +264,8 @@ def embeddings() -> dict[str, Any]:
     shard = {"path": "user/part-00000.parquet", "rows": 27_285, "bytes": 7_100_000, "sha256": "00"}
     return {
         "version": 1, "space_id": "a41c09", "producer": "77aa", "parent": "9f2c", "as_of": AS_OF, "dim": 64, "dtype": "float32",
-        "entities": {"user": 27_285, "item": 7_583}, "coverage": {"user": 0.974, "item": 0.993}, "shards": {"user": [shard], "item": [shard]},
+        "entities": {"user": 27_285, "item": 7_583}, "coverage": {"user": 0.974, "item": 0.993},
+        "shards": {"user": [shard], "item": [shard]},
         "norms": {"user": {"min": 0.21, "mean": 1.9, "max": 4.4}, "item": {"min": 0.4, "mean": 1.2, "max": 3.1}},
     }  # fmt: skip
 
@@ -211,9 +281,9 @@ def summary(verdict: Verdict | None, report: dict[str, Any], warm: bool) -> Summ
     days = list(scan()["days"])
     return Summary(
         verdict=verdict.verdict if verdict else None, as_of=AS_OF, status="done", reason=verdict.reason if verdict else "", stages=stages,
-        data={"days": {"train": days[:-1], "holdout": days[-1:], "refused": []}},
+        data={"read": 464_956, "train": days[:-1], "holdout": days[-1:], "seen": [], "refused": [], "unripe": []},
         challenger=report["challenger"], production=report.get("production"),
-        changes={"config": {"model.layers": {"parent": 1, "now": 2}}, "code_version": {"parent": "0.1.0", "now": "0.1.1"}, "labels": {}} if warm else {},
+        changes=CHANGES if warm else {"parent": "none: nothing is live yet"},
         versions={"production": "2022-05-03-1a2b" if warm else None, "challenger": "2022-05-04-9c8d"},
         cost={"seconds": 193.6, "targets_per_second": 3345.2, "parameters": 1_813_616},
         release={"sentence": "sealed and live as 2022-05-04-9c8d"} if verdict and verdict.verdict == "PROMOTE" else None,
@@ -263,6 +333,29 @@ VARIANTS: dict[str, Callable[[Path], Path]] = {
     "train": lambda folder: write_run(folder, World(), judged=False),
     "gate": lambda folder: write_gate_run(folder, World(skill=0.82)),
 }
+
+
+HOSTILE = "</td></style><script>alert('x')</script>&\"'"
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which slices, actions, files, sentences and settings try to break out of the page."""
+    folder = write_run(tmp_path_factory.mktemp("hostile") / "run", World(rows=6_000, scale=2.0, names={"DE": HOSTILE}))
+    table = pq.read_table(folder / "predictions.parquet")
+    pq.write_table(
+        table.rename_columns([name.replace("long_view", HOSTILE) for name in table.column_names]), folder / "predictions.parquet"
+    )
+    for name in ("eval.json", "scan.json", "summary.json", "transfer.json", "downstream.json"):
+        content = (folder / name).read_text().replace("long_view", json.dumps(HOSTILE)[1:-1]).replace("item", json.dumps(HOSTILE)[1:-1])
+        (folder / name).write_text(content)
+    damaged = json.loads((folder / "scan.json").read_text())
+    next(iter(damaged["days"].values()))["faults"].append(
+        {"kind": HOSTILE, "feature": HOSTILE, "file": "\ud800" + HOSTILE, "rows": 1, "evidence": HOSTILE}
+    )
+    write_json(folder / "scan.json", damaged)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"name": HOSTILE}, "registry": {"product": HOSTILE}}))
+    return folder
 
 
 @pytest.fixture(scope="session")

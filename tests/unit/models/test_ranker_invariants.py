@@ -237,6 +237,17 @@ def test_bf16_autocast_stays_close_to_fp32(kit, architecture):
     assert (scores.output_NO - exact).abs().max() < 0.05 * exact.abs().max()
 
 
+def test_outputs_are_computed_in_fp32_under_autocast(kit):
+    shape = kit.bare()
+    model, seen = kit.model(shape), []
+    model.bilinear.scale.data.zero_()
+    model.context.norm.register_forward_hook(lambda module, args, out: seen.append(out))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = model(kit.batch(shape, [5, 40], [[0, 3], [40]]))
+    exact = seen[0].double() @ model.context.output.double().T + model.context.bias.double()
+    assert (scores.output_NO - exact).abs().max() < 1e-5
+
+
 @both
 def test_feature_dropout_replaces_whole_features_in_training_only(kit, architecture):
     shape = kit.shape(architecture, feature_dropout=0.999, history_actions=())

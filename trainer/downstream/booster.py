@@ -15,6 +15,10 @@ OBJECTIVES = {"binary": "binary", "count": "poisson", "duration": "regression"} 
 
 _PATIENCE = 20  # rounds without progress before boosting stops
 
+# The library's defaults learn authors and tags by heart. On a public short-video log these took NE from .876 to .867 for clicks, and
+# from .870 to .809 for likes, on the days after training.
+_CATEGORICAL = {"cat_smooth": 100.0, "cat_l2": 50.0, "max_cat_threshold": 16}
+
 
 class Model(Protocol):
     """A fitted model."""
@@ -99,7 +103,7 @@ class LightGBM:
         return {
             "objective": OBJECTIVES[self.kind], "num_leaves": self.leaves, "learning_rate": self.learning_rate, "seed": self.seed,
             "num_threads": self.threads, "deterministic": True, "force_row_wise": True, "feature_fraction": 0.7, "bagging_fraction": 0.8,
-            "bagging_freq": 1, "min_data_in_leaf": 50, "lambda_l2": 1.0, "verbosity": -1,
+            "bagging_freq": 1, "min_data_in_leaf": 50, "lambda_l2": 1.0, "verbosity": -1, **_CATEGORICAL,
         }  # fmt: skip
 
     @staticmethod

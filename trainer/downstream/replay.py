@@ -33,7 +33,7 @@ MEAN_MARGIN = 0.05  # relative change of the mean prediction
 NE_MARGIN = 0.005  # relative increase of NE
 AUC_MARGIN = 0.002  # loss of AUC
 
-_THREADS = 2
+_THREADS = 1  # predicting is quick, and the library's threads wait by spinning
 _NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_fixed_size_list)
 
 

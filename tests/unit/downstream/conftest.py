@@ -11,7 +11,7 @@ pytest.importorskip("lightgbm", reason="needs the extra `downstream`")
 
 @pytest.fixture
 def config() -> DownstreamConfig:
-    return DownstreamConfig(trees=60, leaves=15, learning_rate=0.1, threads=1)  # one thread: test machines are shared
+    return DownstreamConfig(trees=60, leaves=15, learning_rate=0.1)
 
 
 def vectors(values_ND: np.ndarray) -> pa.Array:

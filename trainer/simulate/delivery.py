@@ -70,7 +70,7 @@ def deliver(spec: SimulationSpec, feed: Feed, overnight: pa.Table, end_ms: int) 
     known_E = _known_at(rng, feed.cells["known_at_ms"], spec.late_share)
     again_E = rng.random(len(feed)) < spec.duplicate_share
     evening_E = feed.cells["event_time_ms"] >= end_ms - _EVENING_MS
-    tomorrow_E = evening_E & ~again_E & (rng.random(len(feed)) < spec.straddle_share)
+    tomorrow_E = evening_E & (rng.random(len(feed)) < spec.straddle_share)
     copy_C, later_C = np.flatnonzero(again_E), np.flatnonzero(tomorrow_E)
     row_B = np.concatenate([np.arange(len(feed)), copy_C])
     known_B = np.concatenate([known_E, _known_again(rng, known_E[copy_C])])

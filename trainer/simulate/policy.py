@@ -170,7 +170,7 @@ class ProductionScorer:
         noise_RC = 0.25 * self._rng(requests).standard_normal(slot_RC.shape, np.float32)
         trend_RC = world.stale_trend_T[items.topic_I[slot_RC]]
         logit_RC = 0.8 * users.bias_U[user_R, None] + quality_RC + taste_RC + trend_RC + noise_RC
-        click_RC = expit(1.1 * logit_RC - 2.87)
+        click_RC = expit(1.1 * logit_RC - 2.95)
         mean_RC = 2.4 + items.grip_I[slot_RC] + 0.7 * users.patience_U[user_R, None] + 0.2 * taste_RC + 0.3 * noise_RC
         threshold_RC = np.minimum(items.duration_s_I[slot_RC], np.float32(behaviour.LONG_VIEW_S))
         warmth_RC = 0.7 * users.warmth_U[user_R, None] + 0.4 * taste_RC + noise_RC

@@ -57,6 +57,7 @@ def test_duplicate_rows_adds_exact_copies(log, plant):
     ("incident", "expected"),
     [
         ({"kind": "zero_feature", "feature": "duration_s"}, lambda values: 0.0 * values),
+        ({"kind": "zero_feature", "feature": "like"}, lambda values: 0 * values),  # most of them were zero before
         ({"kind": "scale_feature", "feature": "watch_time_s", "factor": 1000.0}, lambda values: (values.astype(float) * 1000).astype("f4")),
         ({"kind": "flip_labels", "feature": "click"}, lambda values: 1 - values),
     ],

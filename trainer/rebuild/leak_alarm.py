@@ -3,12 +3,15 @@
 Two rules, on training rows. A numeric feature whose AUC on a gated binary label passes `CEILING` is a label in disguise. A
 side-table column that ranks a label better than the best point-in-time counter of the same entity, by `MARGIN` and with a
 user-clustered interval that excludes it, carries what counters were not allowed to see: whole-period aggregates, typically.
+Aggregates leak through their ratios (likes over shows) even where each alone looks harmless, so ratios of a table's columns are
+tried as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,8 @@ from trainer.schema.logs import LogSpec
 CEILING = 0.95
 MARGIN = 0.01
 MAX_ROWS = 200_000  # newest rows first; an alarm this coarse needs no more
-_Z = 2.576  # 99 %: many columns are tried
+MAX_RATIOS = 200  # ratios tried a side table, in the order of its columns
+_Z = 3.5  # many columns and ratios are tried
 _MIN_PER_CLASS = 20
 
 
@@ -68,11 +72,13 @@ def leak_alarm(root: Path, manifest: ExamplesManifest, days: Sequence[str], spec
         label_N = _values(rows, LABEL + action)
         alarms += [alarm for name in manifest.numeric if (alarm := _ceiling(rows, name, action, label_N)) is not None]
         for table in spec.side_tables.values():
-            columns = [name for name, column in table.columns.items() if column.kind == "numeric"]
+            columns = _with_ratios(rows, [name for name, column in table.columns.items() if column.kind == "numeric"])
             rivals = [name for name, counter in features.counters.items() if counter.entity == [table.entity]]
             best = max(rivals, key=lambda name: _turned(label_N, _values(rows, FEATURE + name)), default=None)
             if best is not None:
-                alarms += [found for name in columns if (found := _excess(rows, name, best, action, label_N, user_N)) is not None]
+                rival_N = _values(rows, FEATURE + best)
+                tried = (_excess(name, value_N, best, rival_N, action, label_N, user_N) for name, value_N in columns.items())
+                alarms += [found for found in tried if found is not None]
     return sorted(alarms, key=lambda alarm: (-alarm.excess, alarm.feature, alarm.action))
 
 
@@ -118,9 +124,21 @@ def _ceiling(rows: pa.Table, name: str, action: str, label_N: np.ndarray) -> Ala
     return Alarm(name, action, auc, None, auc - CEILING) if auc > CEILING else None
 
 
-def _excess(rows: pa.Table, name: str, rival: str, action: str, label_N: np.ndarray, user_N: np.ndarray) -> Alarm | None:
+def _with_ratios(rows: pa.Table, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the columns, and the ratios of their pairs (NaN where the denominator is not positive)."""
+    columns = {name: _values(rows, FEATURE + name) for name in names}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = {
+            f"{above} / {below}": np.where(columns[below] > 0, columns[above] / columns[below], np.nan)
+            for above, below in islice(combinations(names, 2), MAX_RATIOS)
+        }
+    return {**columns, **ratios}
+
+
+def _excess(
+    name: str, column_N: np.ndarray, rival: str, rival_N: np.ndarray, action: str, label_N: np.ndarray, user_N: np.ndarray
+) -> Alarm | None:
     """Compares a column with a counter on the rows that have both."""
-    column_N, rival_N = _values(rows, FEATURE + name), _values(rows, FEATURE + rival)
     use_N = np.isfinite(column_N) & np.isfinite(rival_N) & np.isfinite(label_N)
     if not _enough(label_N[use_N]):
         return None

@@ -41,7 +41,7 @@ class ActionColumns:
         name: Action.
         kind: ``binary`` if labels are 0/1 and production's scores lie in [0, 1], else ``count`` (any expectation).
         label_N: Outcomes, NaN where not ripe.
-        scores: Prefix (`production_`, ...) -> scores; only columns that exist and are sound.
+        scores: Prefix (`production_`, ...) -> scores; only columns that exist and are finite.
     """
 
     name: str
@@ -162,12 +162,14 @@ def _action(table: pa.Table, name: str, findings: list[Check]) -> ActionColumns:
     for prefix, score_N in columns.items():
         fault = _fault(score_N, kind)
         column = prefix + name
+        if np.isfinite(score_N).all():
+            sound[prefix] = score_N  # out of range is a failure, but what else it breaks can still be measured
         if fault is None:
-            sound[prefix] = score_N
-        elif prefix in (names.PRODUCTION, names.CHALLENGER):
+            continue
+        if prefix in (names.PRODUCTION, names.CHALLENGER):
             findings.append(failed("scores", f"{column} {fault}", action=name, n=len(score_N)))
         else:
-            findings.append(not_applicable("scores", "data", f"{column} {fault}; it is not compared", action=name))
+            findings.append(not_applicable("scores", "data", f"{column} {fault}", action=name))
     return ActionColumns(name, kind, label_N, sound)
 
 
@@ -212,7 +214,7 @@ def _slates(table: pa.Table, user_N: np.ndarray) -> tuple[np.ndarray, str]:
         return user_N, "user"
     time = table["time"]
     if pa.types.is_timestamp(time.type):
-        time = time.cast(pa.timestamp("ms")).cast(pa.int64())
+        time = time.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())  # finer ticks are floored
     day_N = np.nan_to_num(_to_floats(time, "time") // DAY_MS).astype(np.int64)
     days, day_N = np.unique(day_N, return_inverse=True)
     return np.unique(user_N * max(len(days), 1) + day_N, return_inverse=True)[1], "user-day"

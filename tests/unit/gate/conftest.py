@@ -43,7 +43,7 @@ def no_rules():
 def world():
     """Columns of a predictions table: clustered users, slates of ten rows, two actions, twenty countries."""
 
-    def make(rows: int = 60_000, users: int = 6_000, countries: int = 20, noise: float = 0.05, seed: int = 0, heavy: bool = False) -> dict:
+    def make(rows: int = 40_000, users: int = 4_000, countries: int = 20, noise: float = 0.05, seed: int = 0, heavy: bool = False) -> dict:
         rng = np.random.default_rng(seed)
         user_N = rng.integers(0, users, rows)
         if heavy:  # one per cent of the users own half the rows

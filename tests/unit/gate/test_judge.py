@@ -73,7 +73,7 @@ def test_one_scaled_country_is_named_and_no_other(world, policy, no_rules, table
     for seed in range(4):
         columns = world(rows=100_000, seed=seed)
         there_N = columns["country"] == 7
-        columns["challenger_click"] = np.where(there_N, 1.25, 1.0) * columns["challenger_click"]
+        columns["challenger_click"] = np.minimum(1, np.where(there_N, 1.25, 1.0) * columns["challenger_click"])
         verdict = judge(table(revalued(columns)), policy(), no_rules)
         assert verdict.verdict == "REJECT"
         assert _slices(verdict) == {"country=7"}
@@ -152,8 +152,16 @@ def test_an_unsound_score_is_rejected_with_the_reason(world, policy, no_rules, t
     if column == "production_click" and bad == 1.5:
         return  # production above 1 says that the action is no probability; nothing is wrong then
     assert verdict.verdict == "REJECT"
-    assert verdict.failed == ["scores/click/all"]
-    assert column in verdict.reason
+    assert "scores/click/all" in verdict.failed
+    assert any(column in check.sentence for check in verdict.checks if check.outcome == "fail")
+
+
+def test_scores_out_of_range_do_not_hide_what_else_is_wrong(world, policy, no_rules, table):
+    columns = world()
+    columns["challenger_click"] = 1.3 * columns["production_click"]
+    assert columns["challenger_click"].max() > 1
+    verdict = judge(table(columns), policy(), no_rules)
+    assert {"scores", "calibration", "share_top_10%"} <= _names(verdict, "all")
 
 
 def test_an_unsound_value_is_rejected(world, policy, no_rules, table):
@@ -189,7 +197,7 @@ def test_a_metric_that_raises_rejects(world, policy, no_rules, table, monkeypatc
 
 def test_a_small_slice_is_not_testable_and_says_what_it_would_have_shown(world, policy, no_rules, table):
     columns = world(noise=0.3)
-    columns["country"][:260] = 99
+    columns["country"][:150] = 99
     verdict = judge(table(columns), policy(), no_rules)
     found = _find(verdict, "auc", "click", "country=99")
     assert found.outcome == "not_testable"

@@ -84,8 +84,12 @@ class Artefacts:
         return next((c for c in self.checks if c.name == name and c.action == action and c.slice == ALL), None)
 
 
-def read_artefacts(run_dir: Path) -> Artefacts:
+def read_artefacts(run_dir: Path, predictions: Path | None = None) -> Artefacts:
     """Reads a run folder.
+
+    Args:
+        run_dir: The folder.
+        predictions: The table that was judged; default: the folder's own, else the one that ``config.yaml`` names.
 
     Raises:
         DataError: If neither a summary nor a verdict is there, or one of them is damaged: a report that guessed what was decided
@@ -112,7 +116,7 @@ def read_artefacts(run_dir: Path) -> Artefacts:
         steps=_steps(run_dir / STEPS, damaged),
         downstream=_mapping(run_dir, Path("downstream.json"), damaged),
         embeddings=_mapping(run_dir, MANIFEST, damaged),
-        predictions=_predictions(run_dir, config),
+        predictions=predictions or _predictions(run_dir, config),
         damaged=damaged,
     )
 

@@ -71,6 +71,11 @@ class Finding:
     check: Check
     also: list[str]
 
+    @property
+    def against(self) -> str:
+        """Baseline that the challenger is compared with, where it is not production: the sentence does not say."""
+        return self.check.name.partition("_vs_")[2]
+
 
 @dataclass(frozen=True)
 class Findings:

@@ -78,11 +78,12 @@ class Page:
     sections: list[Section] = field(default_factory=list)
 
 
-def render(run_dir: Path) -> Path:
+def render(run_dir: Path, predictions: Path | None = None) -> Path:
     """Writes ``report.html`` into a run folder; the same artefacts give the same bytes.
 
     Args:
         run_dir: Folder of a finished run: of the main job, of training alone, or of the gate alone.
+        predictions: The table that was judged, where it does not lie in the folder.
 
     Returns:
         Path of the page.
@@ -91,8 +92,7 @@ def render(run_dir: Path) -> Path:
         DataError: If neither a summary nor a verdict is there, or one of them is damaged.
         OSError: If the page cannot be written.
     """
-    run_dir = Path(run_dir)
-    page = build(read_artefacts(run_dir))
+    page = build(read_artefacts(run_dir, predictions))
     environment = Environment(
         loader=PackageLoader("trainer.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -72,6 +72,11 @@ def test_findings_of_one_check_are_told_once() -> None:
     assert findings([check(0.1, name=f"n{i}", outcome="fail") for i in range(MOST_FINDINGS + 3)]).more == 3
 
 
+def test_a_finding_names_the_baseline_it_is_about() -> None:
+    found = findings([check(0.1, name="auc_vs_counting", outcome="fail"), check(0.1, outcome="fail")])
+    assert [finding.against for finding in found.shown] == ["counting", ""]
+
+
 def test_tally_counts_every_outcome() -> None:
     assert tally([check(0.0), check(0.0), check(0.0, outcome="fail")]) == "1 failed, 2 passed"
     assert tally([]) == "none"

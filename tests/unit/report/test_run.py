@@ -146,6 +146,7 @@ def test_gate_alone_follows_its_configuration_to_the_predictions(runs: dict[str,
     copy = shutil.copytree(runs["gate"], tmp_path / "run")
     (copy / "predictions.parquet").rename(tmp_path / "mine.parquet")
     assert "There is no predictions.parquet" in text_of(render(copy))
+    assert "Challenger Production" in text_of(render(copy, tmp_path / "mine.parquet"))
     (copy / "config.yaml").write_text(f"predictions: {tmp_path / 'mine.parquet'}\n")
     assert "Challenger Production" in text_of(render(copy))
 

@@ -41,6 +41,10 @@ def train() -> None:
     """Runs the main job up to the evaluation; the value of a sweep's trial is the evaluation metric."""
 
     def task(config: RetrainConfig) -> tuple[int, float | None]:
+        if config.next_item is not None:
+            from trainer.next_item import run as benchmark
+
+            return EXIT_DONE, benchmark(config).objective
         from trainer.pipeline import train as run
 
         return EXIT_DONE, run(config).objective
@@ -52,9 +56,10 @@ def simulate() -> None:
     """Writes a simulated log."""
 
     def task(config: SimulateConfig) -> tuple[int, float | None]:
-        from trainer.simulate import run
+        from trainer.simulate import simulate as run
 
-        run(config.simulation, Path(config.out))
+        report = run(config.simulation, Path(config.out))
+        print(f"{config.out}: {len(report.days)} days, {report.rows:,} rows")
         return EXIT_DONE, None
 
     _main("simulate", SimulateConfig, task)

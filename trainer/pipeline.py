@@ -26,9 +26,10 @@ def retrain(config: RetrainConfig) -> Summary:
         RewarmError: One of its kinds, with an exit code; the registry is then as it was.
     """
     job = Job.open(config)  # run_dir, registry, production (verified) or None
-    if job.judged_before():
-        return job.nothing_to_do()
     health = stages.scan(job)  # which files, columns and days can be trusted
+    asked = stages.question(job, health)  # as_of, configuration and data, as one hash
+    if stages.judged_before(job, asked):
+        return stages.nothing_to_do(job, asked)
     days = stages.plan(job, health)  # holdout, training days, days production has seen
     examples = stages.rebuild(job, health, days)  # features as they were known at the time
     trained = stages.train(job, examples, days)  # the challenger's bundle, warm-started from production
@@ -37,7 +38,7 @@ def retrain(config: RetrainConfig) -> Summary:
     embeddings = stages.export(job, examples, days, trained, evaluation)  # staged, not yet visible
     downstream = stages.downstream(job, examples, days, evaluation, embeddings)  # the model behind the embeddings
     verdict = stages.gate(job, trained, evaluation, embeddings, downstream)  # PROMOTE, HOLD or REJECT, and why
-    release = stages.release(job, examples, trained, verdict)  # seal, then move the pointer or leave it
+    release = stages.release(job, asked, trained, verdict)  # seal, then move the pointer or leave it
     return stages.report(job, health, days, examples, trained, evaluation, embeddings, downstream, verdict, release)
 
 

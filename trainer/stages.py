@@ -12,26 +12,30 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from trainer import __version__
 from trainer.checkpoint import Bundle, read_bundle
 from trainer.config import RetrainConfig
 from trainer.days import DayPlan, choose_as_of, plan_days
-from trainer.rebuild import content_hash
+from trainer.logs.layout import day_folder
 from trainer.rebuild import rebuild as rebuild_examples
+from trainer.rebuild.plan import content_hash
 from trainer.release import Registry
 from trainer.run_dir import RunDir
 from trainer.scan import check_budget, discover_days, write_scan
 from trainer.scan import scan as scan_days
-from trainer.schema.examples import ExamplesManifest, read_partition, read_tail, vocabulary_path
+from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest, read_partition, read_tail, vocabulary_path
 from trainer.schema.features import CounterSpec, FeatureSpec
+from trainer.schema.files import write_text
 from trainer.schema.hashing import sha256_json
 from trainer.schema.health import HealthMap
 from trainer.schema.plain import as_plain, from_plain
+from trainer.schema.predictions import PRODUCTION, VALUE_PRODUCTION
 from trainer.schema.summary import Summary
 from trainer.schema.time import day_end_ms
-from trainer.schema.verdict import HOLD, PROMOTE, Check, Verdict
+from trainer.schema.verdict import Check, Verdict
 from trainer.schema.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -117,32 +121,32 @@ class Job:
         longest = self.production.manifest.inputs.max_history if self.production else 0
         return max(self.config.model.max_history, longest)
 
-    @cached_property
-    def inputs_sha256(self) -> str:
-        """Hash of everything the verdict depends on: as_of, configuration, and the bytes of the log.
 
-        Production is left out on purpose: once this run's challenger is live, running it again is still the same question.
-        """
-        from trainer.logs import log_fingerprint
+def question(job: Job, health: HealthMap) -> str:
+    """Returns the hash of everything the verdict depends on: as_of, configuration, and the bytes of the log.
 
-        settings = {key: value for key, value in as_plain(self.config).items() if key not in _COSMETIC}
-        settings["rebuild"] = {**settings["rebuild"], "root": None, "workers": None}
-        settings["product"] = self.config.registry.product
-        return sha256_json([__version__, settings, log_fingerprint(self.config.data, self.days)])
+    Production is left out on purpose: once this run's challenger is live, running it again is still the same question.
+    """
+    settings = {key: value for key, value in as_plain(job.config).items() if key not in _COSMETIC}
+    settings["data"] = {**settings["data"], "root": None}
+    settings["rebuild"] = {**settings["rebuild"], "root": None, "workers": None}
+    settings["fit"] = {**settings["fit"], "progress": None}
+    contents = {day: content_hash(day, state) for day, state in health.days.items()}
+    return sha256_json([__version__, settings, contents])
 
-    def judged_before(self) -> bool:
-        """Tells whether the same question already has a verdict in this registry."""
-        return self.registry.judged(self.inputs_sha256) is not None
 
-    def nothing_to_do(self) -> Summary:
-        """Returns (and leaves on disk) what an earlier run decided."""
-        entry = self.registry.judged(self.inputs_sha256)
-        before = self.run.summary()
-        reason = f"the same day, configuration and data were judged {entry.verdict if entry else ''} before"
-        print(f"nothing to do: {reason}")
-        if before is not None:
-            return replace(before, verdict=None, status="nothing to do", reason=reason)
-        return self.run.finish(Summary(verdict=None, as_of=self.as_of, status="nothing to do", reason=reason))
+def judged_before(job: Job, asked: str) -> bool:
+    """Tells whether the same question already has a verdict in this registry."""
+    return job.registry.judged(asked) is not None
+
+
+def nothing_to_do(job: Job, asked: str) -> Summary:
+    """Says what an earlier run decided. A summary that lies in the folder already is the better one and stays."""
+    entry = job.registry.judged(asked)
+    reason = f"the same day, configuration and data were judged {entry.verdict if entry else ''} before"
+    print(f"nothing to do: {reason}", flush=True)
+    summary = Summary(verdict=None, as_of=job.as_of, status="nothing to do", reason=reason, stages=job.run.records)
+    return summary if job.run.summary() is not None else job.run.finish(summary)
 
 
 def scan(job: Job) -> HealthMap:
@@ -162,7 +166,8 @@ def scan(job: Job) -> HealthMap:
             state.rows for state in health.days.values()
         ), f"{len(states)} days, {states.count('masked')} masked, {states.count('refused')} refused"
 
-    key = [job.config.data, job.config.scan, job.inputs_sha256]
+    # A folder is scanned again when a file of it changed since: name, size or time of change.
+    key = [as_plain(job.config.data), as_plain(job.config.scan), job.days, _listing(job)]
     health = job.run.stage("scan", key, produce, lambda: from_plain(HealthMap, json.loads(file.read_text())), tell)
     check_budget(health, job.config.scan)
     return health
@@ -170,7 +175,7 @@ def scan(job: Job) -> HealthMap:
 
 def plan(job: Job, health: HealthMap) -> DayPlan:
     """Splits the days into holdout, training days and days production has seen."""
-    contents = {day: content_hash(state) for day, state in health.days.items()}
+    contents = {day: content_hash(day, state) for day, state in health.days.items()}
     trained = job.parent.manifest.trained if job.parent else {}
     return plan_days(job.config.data, health, contents, trained, job.as_of, job.config.evaluation.holdout_days)
 
@@ -270,7 +275,7 @@ def evaluate(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Train
             job.known_until_ms,
             _known_ids(root, job, trained.bundle),
         )
-        extra = _lightgbm(job, sorted(earlier, key=lambda read: read.args[2])) if config.evaluation.lightgbm else None
+        extra = _lightgbm(job, examples, days) if config.evaluation.lightgbm else None
         evaluation = evaluate(
             config.data,
             config.evaluation,
@@ -343,23 +348,33 @@ def downstream(
     """Trains the model behind the embeddings with and without them, on rows whose labels the weights have not seen."""
     if embeddings is None or not job.config.downstream.enabled:
         return None
-    from trainer.downstream import downstream_table, lift, read_report, write_report
+    from trainer.downstream import assemble, lift
+    from trainer.export import lookup
+    from trainer.schema.downstream import DownstreamReport
 
-    root, out = Path(job.config.rebuild.root), job.run.path / "downstream.json"
-    action = job.config.downstream.action or next(a for a in job.config.data.gated_actions if job.config.data.actions[a].kind == "binary")
+    out = job.run.path / "downstream.json"
+    binary = [name for name in job.config.data.gated_actions if job.config.data.actions[name].kind == "binary"]
+    action = job.config.downstream.action or binary[0]
 
     def produce() -> DownstreamReport:
-        holdout = pa.concat_tables(
-            [read_partition(root, examples, day, bucket) for day in days.holdout for bucket in range(examples.user_buckets)],
-            promote_options="default",
-        )
-        table, features, columns = downstream_table(holdout, evaluation.predictions, job.run.path / "embeddings", action)
-        report = lift(table, action, features, columns, job.config.downstream, job.config.seed)
-        write_report(report, out)
+        holdout = _concatenated(job, examples, days.holdout).take(pa.array(evaluation.order_N))
+        item_ND = lookup(job.run.path / "embeddings", "item", holdout["item"])
+        table, features, exported = assemble(holdout, evaluation.predictions, evaluation.pair, evaluation.user_ND, item_ND, action)
+        report = lift(table, action, features, exported, job.config.downstream, job.config.seed)
+        write_text(out, json.dumps(as_plain(report), indent=1))
         return report
 
-    key = [job.config.downstream, as_plain(embeddings), action]
-    return job.run.stage("downstream", key, produce, lambda: read_report(out), lambda r: (r.rows, r.sentence))
+    def tell(report: DownstreamReport) -> tuple[int, str]:
+        if not report.lift:
+            return report.rows, f"{report.status}: {report.reason}"
+        ne = report.lift["ne"]
+        return report.rows, f"NE of {action} with embeddings {ne.value:+.4f} [{ne.low:+.4f}, {ne.high:+.4f}] against without"
+
+    def keep() -> DownstreamReport:
+        return from_plain(DownstreamReport, json.loads(out.read_text()))
+
+    key = [as_plain(job.config.downstream), as_plain(embeddings), action, as_plain(days)]
+    return job.run.stage("downstream", key, produce, keep, tell)
 
 
 def gate(
@@ -380,7 +395,7 @@ def gate(
         if policy.slices is None:
             policy = replace(policy, slices=_slices(job, evaluation))
         verdict = judge(
-            evaluation.predictions,
+            _judged(job, evaluation.predictions),
             policy,
             job.config.rules,
             value_weights=value_weights(job.config),
@@ -393,7 +408,7 @@ def gate(
     return job.run.stage("gate", None, produce, None, lambda v: (len(evaluation.predictions), f"{v.verdict}: {v.reason}"))
 
 
-def release(job: Job, examples: ExamplesManifest, trained: Trained, verdict: Verdict) -> dict[str, Any]:
+def release(job: Job, asked: str, trained: Trained, verdict: Verdict) -> dict[str, Any]:
     """Seals a challenger that may go live, records the verdict, and moves the pointer if the verdict says so."""
     from trainer.release.stage import stage_release
 
@@ -403,7 +418,7 @@ def release(job: Job, examples: ExamplesManifest, trained: Trained, verdict: Ver
             job.run.path,
             verdict,
             as_of=job.as_of,
-            inputs_sha256=job.inputs_sha256,
+            inputs_sha256=asked,
             bundle_sha256=trained.bundle.sha256,
             parent=job.live,
             expected_revision=job.revision,
@@ -455,6 +470,12 @@ def dry_run(job: Job, examples: ExamplesManifest, days: DayPlan) -> Summary:
     return job.run.finish(Summary(verdict=None, as_of=job.as_of, status="dry run", transfer=transfer, stages=job.run.records))
 
 
+def _listing(job: Job) -> list[list[Any]]:
+    root = Path(job.config.data.root)
+    files = [root / name for day in job.days for name in day_folder(job.config.data, day).files]
+    return [[str(file), (state := file.stat()).st_size, state.st_mtime_ns] for file in files]
+
+
 def _joined(declared: dict[str, CounterSpec], needed: dict[str, CounterSpec]) -> dict[str, CounterSpec]:
     from trainer.errors import ConfigError
 
@@ -481,11 +502,37 @@ def _known_ids(root: Path, job: Job, challenger: Bundle) -> dict[str, pa.Array]:
     return {"item": items, "user": users}
 
 
-def _lightgbm(job: Job, earlier: list[Any]) -> Any:
-    from trainer.downstream import fit_baseline
+def _concatenated(job: Job, examples: ExamplesManifest, days: list[str]) -> pa.Table:
+    """Reads all partitions of some days, in the order in which evaluate reads them."""
+    root = Path(job.config.rebuild.root)
+    tables = [read_partition(root, examples, day, bucket) for day in days for bucket in range(examples.user_buckets)]
+    return pa.concat_tables(tables, promote_options="default")
 
-    names = [name for name, action in job.config.data.actions.items() if action.gated and action.kind == "binary"]
-    return fit_baseline((read() for read in earlier), names, job.config.downstream, job.config.seed)
+
+def _lightgbm(job: Job, examples: ExamplesManifest, days: DayPlan) -> dict[str, np.ndarray]:
+    """LightGBM on the same earlier days and point-in-time features: what the ranker has to beat."""
+    from trainer.downstream import baseline
+    from trainer.evaluate.counting import ripe_labels
+
+    spec = job.config.data
+    actions = {name: "binary" for name in spec.gated_actions if spec.actions[name].kind == "binary"}
+    train, holdout = _concatenated(job, examples, sorted([*days.seen, *days.train])), _concatenated(job, examples, days.holdout)
+    for name, label_N in ripe_labels(train, {name: spec.actions[name].maturity_ms for name in actions}, job.known_until_ms).items():
+        column = train.column_names.index(LABEL + name)
+        train = train.set_column(column, LABEL + name, pa.array(label_N, pa.float64(), from_pandas=True))
+    features = [name for name in train.column_names if name.startswith(FEATURE)]
+    return baseline(train, holdout, actions, features, job.config.downstream, job.config.seed)
+
+
+def _judged(job: Job, predictions: pa.Table) -> pa.Table:
+    """Returns what the gate is to judge.
+
+    ``gate.first=promote`` into an empty registry is the decision to take over from an incumbent that is not a rewarm bundle: the
+    challenger then has to be sound by the labels, and its distance to the incumbent's logged scores is reported, not judged.
+    """
+    if job.live is not None or job.config.gate.first != "promote":
+        return predictions
+    return predictions.drop_columns([name for name in predictions.column_names if name.startswith(PRODUCTION) or name == VALUE_PRODUCTION])
 
 
 def _slices(job: Job, evaluation: Evaluation) -> list[str]:
@@ -502,22 +549,3 @@ def _headline(report: dict[str, Any], config: RetrainConfig) -> str:
         if entry and entry.get("ne") is not None:
             parts.append(f"{model} {entry['ne']:.4f}")
     return f"NE of {action}: " + ", ".join(parts)
-
-
-__all__ = [
-    "HOLD",
-    "PROMOTE",
-    "Job",
-    "continue_production",
-    "downstream",
-    "dry_run",
-    "evaluate",
-    "export",
-    "gate",
-    "plan",
-    "rebuild",
-    "release",
-    "report",
-    "scan",
-    "train",
-]

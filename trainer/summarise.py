@@ -114,7 +114,9 @@ def _transfer(transfer: dict[str, Any] | None) -> dict[str, Any] | None:
     return {name: transfer[name] for name in ("exact", "source", "elements", "vocabularies", "parity")}
 
 
-def _changes(config: RetrainConfig, days: DayPlan, examples: ExamplesManifest, challenger: Bundle, production: Bundle | None) -> dict[str, Any]:
+def _changes(
+    config: RetrainConfig, days: DayPlan, examples: ExamplesManifest, challenger: Bundle, production: Bundle | None
+) -> dict[str, Any]:
     """What differs from the live model: the first place to look when the metric moved."""
     if production is None:
         return {"parent": "none: nothing is live yet"}

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainer.config import EvaluationConfig
-from trainer.errors import ConfigError, nearest
+from trainer.errors import ConfigError, DataError, nearest
 from trainer.evaluate.counting import CountingBaseline, ripe_labels
 from trainer.evaluate.scorer import ScoredPartition
 from trainer.metrics import evaluate_action
@@ -41,12 +41,16 @@ class Evaluation:
     Attributes:
         predictions: Table as `trainer.schema.predictions` describes it.
         report: Content of `eval.json`: model -> action -> metrics, intervals and slices.
-        pair: user, item, time, dot and scores of the challenger, for export.
+        pair: user, item, time, dot and scores of the challenger, for export; rows as in `predictions`.
+        order_N: Row of each prediction in the concatenated holdout partitions.
+        user_ND: float32 [N, D], the challenger's user vector at each row's request time.
     """
 
     predictions: pa.Table
     report: dict[str, Any]
     pair: pa.Table
+    order_N: np.ndarray
+    user_ND: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,13 @@ def evaluate(
         counting: Baseline, fitted on the training days.
         weights: Action -> weight in the value function.
         continued: Production trained on the same new days, at a launch.
-        extra: Scores of the LightGBM baseline by action, if it is asked for.
+        extra: LightGBM baseline: action -> scores of the concatenated holdout partitions.
         seed: Seed of the bootstrap.
 
     Returns:
         Predictions and metrics.
     """
-    tables, pairs = [], []
+    tables, pairs, vectors, start = [], [], [], 0
     for read in holdout.partitions:
         examples, tail = read()
         if not len(examples):
@@ -100,7 +104,9 @@ def evaluate(
             again = continued.score(examples, tail, holdout.known_until_ms)
             columns |= {CONTINUED + name: score_N for name, score_N in again.score_N.items()}
         if extra is not None:
-            columns |= {LIGHTGBM + name: score_N for name, score_N in extra(examples).items()}
+            columns |= {LIGHTGBM + name: score_N[start : start + len(examples)] for name, score_N in extra.items()}
+        start += len(examples)
+        vectors.append(scored.user_ND)
         tables.append(pa.table(_with_values(columns, weights)))
         pairs.append(
             pa.table(
@@ -109,17 +115,23 @@ def evaluate(
                 | {f"score_{name}": score_N.astype(np.float32) for name, score_N in scored.score_N.items()}
             )
         )
+    if not tables:
+        raise DataError("the holdout has no rows", remedy="choose an as_of whose day has data")
     predictions = pa.concat_tables(tables, promote_options="default").combine_chunks()
     order = pc.sort_indices(predictions, [("user", "ascending"), ("time", "ascending"), ("item", "ascending")])
+    order_N = np.asarray(order, np.int64)
     predictions = predictions.take(order)
     report = measure(predictions, spec, config, seed)
-    return Evaluation(predictions, report, pa.concat_tables(pairs).combine_chunks().take(order))
+    pair = pa.concat_tables(pairs).combine_chunks().take(order)
+    return Evaluation(predictions, report, pair, order_N, np.concatenate(vectors)[order_N])
 
 
 def write_evaluation(evaluation: Evaluation, run_dir: Path) -> None:
     """Writes `predictions.parquet` and `eval.json`."""
     pq.write_table(evaluation.predictions, run_dir / "predictions.parquet", compression="zstd", write_page_checksum=True)
     pq.write_table(evaluation.pair, run_dir / "pair.parquet", compression="zstd", write_page_checksum=True)
+    for name, array in (("order", evaluation.order_N), ("user_vectors", evaluation.user_ND)):
+        np.save(run_dir / f"holdout_{name}.npy", array, allow_pickle=False)
     write_text(run_dir / "eval.json", json.dumps(evaluation.report, indent=1))
 
 
@@ -129,6 +141,7 @@ def read_evaluation(run_dir: Path) -> Evaluation:
         pq.read_table(run_dir / "predictions.parquet", page_checksum_verification=True),
         json.loads((run_dir / "eval.json").read_text()),
         pq.read_table(run_dir / "pair.parquet", page_checksum_verification=True),
+        *(np.load(run_dir / f"holdout_{name}.npy", allow_pickle=False) for name in ("order", "user_vectors")),
     )
 
 

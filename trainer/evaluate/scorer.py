@@ -28,10 +28,12 @@ class ScoredPartition:
     Attributes:
         score_N: Action -> float64 [N]: probability (binary) or expectation (count, seconds).
         dot_N: float32 [N]: product of the user's and the item's vector.
+        user_ND: float32 [N, D]: the user's vector at each row's request time.
     """
 
     score_N: dict[str, np.ndarray]
     dot_N: np.ndarray
+    user_ND: np.ndarray
 
 
 class RankerScorer:
@@ -65,6 +67,7 @@ class RankerScorer:
         actions = self.ranker.shape.actions
         scores = {action.name: np.full(len(examples), np.nan) for action in actions}
         dot_N = np.full(len(examples), np.nan, np.float32)
+        user_ND = np.full((len(examples), self.ranker.shape.dim), np.nan, np.float32)
         for batch in batches_of(shard):
             on_device = batch.to(self.device)
             with torch.inference_mode():
@@ -73,10 +76,11 @@ class RankerScorer:
                 users_ND = self.ranker.user_vectors(on_device)
                 items_ND = self.ranker.item_vectors(on_device.target_item_N, on_device.target_item_features_NI)
             row_N = batch.row_N.numpy()
+            user_ND[row_N] = users_ND.float().cpu().numpy()
             dot_N[row_N] = (users_ND * items_ND).sum(-1).float().cpu().numpy()
             for index, action in enumerate(actions):
                 scores[action.name][row_N] = expected_NA[:, index]
-        return ScoredPartition(scores, dot_N)
+        return ScoredPartition(scores, dot_N, user_ND)
 
 
 def batches_of(shard: Shard) -> Iterator[Batch]:

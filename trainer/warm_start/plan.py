@@ -36,6 +36,7 @@ class Side:
         keys: Keyed axis without a vocabulary (``numeric``, ``output``, ``history_action``) -> its keys in order.
         vocabularies: Vocabulary name -> ids and traffic.
         architecture: Name of the architecture; blocks of different ones share names but no meaning.
+        head_dim: Width of a head: added heads are appended, a wider head would have its new entries inside each head.
         sha256: Hash of the bundle, empty for a ranker that is not a bundle yet.
     """
 
@@ -44,6 +45,7 @@ class Side:
     keys: Mapping[str, Sequence[str]]
     vocabularies: Mapping[str, Vocabulary]
     architecture: str
+    head_dim: int
     sha256: str = ""
 
     @classmethod
@@ -56,6 +58,7 @@ class Side:
             keys={"numeric": shape.numeric, "output": shape.outputs, "history_action": shape.history_actions},
             vocabularies=vocabularies,
             architecture=shape.architecture,
+            head_dim=shape.head_dim,
             sha256=sha256,
         )
 
@@ -168,7 +171,8 @@ def _move(axis: str, dimension: int, name: str, source: Side, target: Side, new_
         return AxisMove(axis=axis, kept=kept, new=after - kept, dropped=before - kept, coverage=coverage, fill=fill)
     if before == after:
         return None
-    if axis in GROWING and after > before:
+    same_heads = axis != "head" or source.head_dim == target.head_dim
+    if axis in GROWING and after > before and same_heads:
         return AxisMove(axis=axis, kept=before, new=after - before, dropped=0, fill="init" if dimension == 0 or axis == "heads" else "zero")
     verb = "shrink" if after < before else "grow"
     return f"cannot {verb} {axis} from {before} to {after} and keep the function; keep model.{axis} or start with warm_start=none"

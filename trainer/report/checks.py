@@ -20,7 +20,7 @@ MOST_ROWS = 30  # of one forest; a longer one is not read
 OUTCOME_WORDS = {
     "fail": "failed", "hold": "held", "pass": "passed", "not_testable": "not testable", "not_applicable": "not applicable",
 }  # fmt: skip
-MOST_FINDINGS = 8  # on the first screen
+MOST_FINDINGS, MOST_WARNINGS = 8, 4  # on the first screen
 MOST_LINES = 1000  # of the full list: what a page can carry; the rest is in verdict.json
 
 
@@ -95,13 +95,13 @@ def warnings(run: Artefacts) -> list[Check]:
     return [check for check in run.checks if check.severity != "block" and check.outcome in ("fail", "hold")]
 
 
-def findings(found: Sequence[Check]) -> Findings:
+def findings(found: Sequence[Check], most: int = MOST_FINDINGS) -> Findings:
     """Groups findings of one check on one action: the first in full, the slices that share it by name."""
     groups: dict[tuple[str, str, str], list[Check]] = {}
     for check in found:
         groups.setdefault((check.outcome, check.name, check.action), []).append(check)
     shown = [Finding(group[0], [check.slice for check in group[1:]]) for group in groups.values()]
-    return Findings(shown[:MOST_FINDINGS], max(0, len(shown) - MOST_FINDINGS))
+    return Findings(shown[:most], max(0, len(shown) - most))
 
 
 def tally(checks: Iterable[Check]) -> str:

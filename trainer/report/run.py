@@ -124,7 +124,7 @@ def build(run: Artefacts) -> Page:
         changes=parts.changes(run),
         deciding=checks.findings(checks.deciding(run)),
         nothing_decides="No blocking check failed or held." if run.verdict else NOT_JUDGED,
-        warnings=checks.findings(checks.warnings(run)),
+        warnings=checks.findings(checks.warnings(run), checks.MOST_WARNINGS),
         trust=_trust(run),
         confidence=run.confidence,
         sections=[*_data_sections(run), *_score_sections(run, scores, problem), *_model_sections(run), *_record_sections(run)],

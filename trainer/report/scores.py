@@ -20,7 +20,8 @@ from trainer.metrics.calibration import equal_mass_bins
 from trainer.schema.predictions import CHALLENGER, CONTINUED, COUNTING, LABEL, LIGHTGBM, PRODUCTION, WEIGHT
 
 BINARY = "binary"
-RELIABILITY_BINS = 12
+MOST_BINS, FEWEST_BINS = 12, 3
+POSITIVES_PER_BIN = 15  # fewer, and a bin shows luck rather than calibration
 DENSITY_BINS = 60
 QUANTILES_Q = np.array([0.001, 0.002, 0.005, 0.01, 0.02, *np.linspace(0.05, 0.95, 19), 0.98, 0.99, 0.995, 0.998, 0.999])
 FLOOR = 1e-7  # probabilities are drawn on a logit scale, which has no place for 0 and 1
@@ -111,13 +112,16 @@ def _action(table: pa.Table, name: str, user_N: np.ndarray, weight_N: np.ndarray
 
 
 def reliability(action: ActionScores, model: str) -> Reliability | None:
-    """Bins a model's scores into equal masses; None where fewer than two bins have a ripe label."""
+    """Bins a model's scores into equal masses, fewer where positives are rare; None where fewer than two bins have a ripe label."""
     kept_N = np.isfinite(action.label_N) & np.isfinite(action.scores[model])
     label_N, score_N, user_N, weight_N = (x_N[kept_N] for x_N in (action.label_N, action.scores[model], action.user_N, action.weight_N))
     if not len(label_N):
         return None
-    bin_N = equal_mass_bins(score_N, arrange(user_N, weight_N=weight_N), RELIABILITY_BINS)
-    rows = arrange(user_N, bin_N, RELIABILITY_BINS, weight_N)
+    positives = int((label_N > 0).sum())
+    rarer = min(positives, len(label_N) - positives) if action.kind == BINARY else positives
+    bins = int(np.clip(rarer // POSITIVES_PER_BIN, FEWEST_BINS, MOST_BINS))
+    bin_N = equal_mass_bins(score_N, arrange(user_N, weight_N=weight_N), bins)
+    rows = arrange(user_N, bin_N, bins, weight_N)
     observed = mean(label_N, rows)
     low_B, high_B = interval(observed, rows)
     filled_B = rows.total_G > 0

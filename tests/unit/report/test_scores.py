@@ -41,6 +41,15 @@ def test_bins_hold_equal_mass_and_rise(drawn: tuple[np.ndarray, np.ndarray]) -> 
     assert found.predicted_B.mean() == pytest.approx(p_N.mean(), rel=1e-3)  # a mean of bin means is the mean only if bins are equal
 
 
+@pytest.mark.parametrize(("positives", "bins"), [(5, 3), (90, 6), (5_000, 12)])
+def test_rare_positives_make_fewer_bins(positives: int, bins: int) -> None:
+    p_N = np.random.default_rng(4).random(20_000)
+    label_N = np.zeros(len(p_N))
+    label_N[:positives] = 1
+    found = reliability(action(p_N, label_N), "challenger")
+    assert found is not None and len(found.predicted_B) == bins
+
+
 def test_bands_count_users_not_rows(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     p_N, label_N = drawn
     once = reliability(action(p_N, label_N), "challenger")

@@ -371,6 +371,31 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NextItemConfig:
+    """The next-item objective on ordered sequences without a clock, a benchmark of the trunk (`conf/experiment/ml1m.yaml`).
+
+    Attributes:
+        path: Parquet file below `data.root`, one row an event.
+        user: Column of the user id.
+        item: Column of the item id.
+        position: Column that orders the events of a user.
+        top_k: Length of the judged lists.
+        validate_every: Passes between judgements on the validation items; the best judged pass is kept.
+    """
+
+    path: str
+    user: str = "user_id"
+    item: str = "item_id"
+    position: str = "seq_pos"
+    top_k: int = 10
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        _positive("next_item.top_k", self.top_k)
+        _positive("next_item.validate_every", self.validate_every)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetrainConfig:
     """Everything the main job needs (`conf/retrain.yaml`)."""
 
@@ -395,6 +420,7 @@ class RetrainConfig:
     registry: RegistryConfig
     release: ReleaseConfig
     tracking: TrackingConfig
+    next_item: NextItemConfig | None = None
 
     def __post_init__(self) -> None:
         if self.as_of is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.ranker import RankerShape
 from trainer.data import Shard, take
 from trainer.data.plan import cut
 from trainer.next_item.sequences import Sequences
@@ -73,11 +74,11 @@ def list_metrics(rank_N: np.ndarray, top_k: int) -> dict[str, float | int]:
     return {f"hr@{top_k}": float((rank_N < top_k).mean()), f"ndcg@{top_k}": float(gain_N.mean()), "n": len(rank_N)}
 
 
-def ranker_scorer(ranker: nn.Module, items: int) -> Scorer:
+def ranker_scorer(ranker: nn.Module) -> Scorer:
     """Returns the scorer of a ranker: the product of user and item vectors. The ranker must be in eval mode."""
     device = next(ranker.parameters()).device
     with torch.no_grad():
-        item_VD = catalogue(ranker, items)
+        item_VD = catalogue(ranker)
 
     @torch.no_grad()
     def score(asked: Shard, units: np.ndarray) -> Tensor:
@@ -86,10 +87,11 @@ def ranker_scorer(ranker: nn.Module, items: int) -> Scorer:
     return score
 
 
-def catalogue(ranker: nn.Module, items: int) -> Tensor:
-    """Returns [V, D]: vectors of all items, reserved rows left out."""
-    row_V = torch.arange(RESERVED_ROWS, RESERVED_ROWS + items, device=next(ranker.parameters()).device)
-    return ranker.item_vectors(row_V, row_V.new_zeros(items, 0))  # type: ignore[operator]
+def catalogue(ranker: nn.Module) -> Tensor:
+    """Returns [V, D]: vectors of all items, reserved rows left out: nobody can be served padding."""
+    shape: RankerShape = ranker.shape  # type: ignore[assignment]
+    row_V = torch.arange(RESERVED_ROWS, shape.vocabularies[shape.item_vocabulary], device=next(ranker.parameters()).device)
+    return ranker.item_vectors(row_V, row_V.new_zeros(len(row_V), 0))  # type: ignore[operator]
 
 
 def popularity_scorer(units: Shard, items: int) -> Scorer:

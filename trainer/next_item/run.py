@@ -65,7 +65,7 @@ def run(config: RetrainConfig) -> Summary:
 def _spec(config: RetrainConfig) -> NextItemConfig:
     """Returns the benchmark's own settings, after refusing what would have no effect."""
     if config.next_item is None:
-        raise ConfigError("the next-item objective needs its columns", where="next_item", remedy="add experiment=ml1m, or set next_item.path=...")
+        raise ConfigError("the next-item objective needs a file of sequences", where="next_item", remedy="add experiment=ml1m")
     if config.fit.device == "ddp":
         raise ConfigError("the next-item objective trains on one device", where="fit.device", got="ddp", expected="auto, cpu or gpu")
     if config.warm_start.source != "none":
@@ -99,7 +99,7 @@ def _evaluate(config: RetrainConfig, spec: NextItemConfig, sequences: Sequences,
     """Judges the chosen pass, and mere popularity beside it, on the test items: once."""
     length = config.model.max_history
     popular = popularity_scorer(training_units(sequences, length), sequences.items)
-    scorers = {NAME: ranker_scorer(fitted.ranker, sequences.items), "popular": popular}
+    scorers = {NAME: ranker_scorer(fitted.ranker), "popular": popular}
     return {name: judge(scorer, sequences, TEST, length, spec.top_k) for name, scorer in scorers.items()}
 
 

@@ -86,8 +86,8 @@ class NextItemTask(RankingTask):
 
     def loss(self, batch: Batch) -> Tensor:
         """Returns the mean loss of the batch's targets."""
-        items = self.ranker.shape.vocabularies["item"] - RESERVED_ROWS  # type: ignore[union-attr, index]
-        return full_softmax(self.ranker.user_vectors(batch), catalogue(self.ranker, items), batch.target_item_N - RESERVED_ROWS)  # type: ignore[operator]
+        user_ND = self.ranker.user_vectors(batch)  # type: ignore[operator]
+        return full_softmax(user_ND, catalogue(self.ranker), batch.target_item_N - RESERVED_ROWS)
 
     @property
     def served(self) -> nn.Module:
@@ -133,7 +133,7 @@ class EachPass(Callback):
             self.loss += loss * batch.targets
             self.positions += batch.targets
         if trainer.datamodule.cursor + 1 == self.ends[len(self.curve)]:  # type: ignore[attr-defined]
-            self._close(task)
+            self._close(task)  # type: ignore[arg-type]
             self.clock = time.perf_counter()
 
     def _close(self, task: NextItemTask) -> None:
@@ -205,7 +205,7 @@ def train(config: RetrainConfig, sequences: Sequences, top_k: int, every: int, f
     ranker = models.build(shape_of(model, sequences.items))
 
     def validate(candidate: nn.Module) -> dict[str, float]:
-        return judge(ranker_scorer(candidate, sequences.items), sequences, VALIDATION, model.max_history, top_k)
+        return judge(ranker_scorer(candidate), sequences, VALIDATION, model.max_history, top_k)
 
     passes = EachPass(pass_ends(plan, store.read(_SHARD)), validate, f"ndcg@{top_k}", every, folder)
     _fit(config, ranker, BatchModule(store, plan, config.fit.workers), passes, folder)
@@ -249,9 +249,10 @@ def _fit(config: RetrainConfig, ranker: nn.Module, data: BatchModule, passes: Ea
     )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        # The loader resumes through the data module's cursor, which the first warning cannot see.
+        # The loader resumes through the data module's cursor, which this warning cannot see.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning calls a function that torch renamed
         trainer = _trainer(config.fit, [passes, CursorAndCheckpoint(folder, config.fit.checkpoint_steps)], folder)
         trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
     if len(passes.curve) != len(passes.ends):

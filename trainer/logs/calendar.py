@@ -55,6 +55,6 @@ def local_day(time_ms: int, zone: str) -> str:
 
 
 def known_late(event_time_N: np.ndarray, known_at_N: np.ndarray, zone: str) -> np.ndarray:
-    """Marks rows that became known only after the business day of their event had ended: bool [N]."""
+    """Marks rows that became known only after the end of the business day of their event: bool [N]."""
     days = BusinessDays.covering(event_time_N, zone)
-    return known_at_N >= days.starts_D[days.index(event_time_N) + 1]
+    return known_at_N > days.starts_D[days.index(event_time_N) + 1]

@@ -99,10 +99,10 @@ def feature_values(table: pa.Table, name: str, spec: ColumnSpec, zone: str, find
 
 def _times(table: pa.Table, spec: LogSpec, day: str, findings: list[Finding]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Returns event, request and knowledge time (int64 ms) and which rows have believable ones."""
-    start, end = day_start_ms(day, spec.timezone), day_end_ms(day, spec.timezone)
+    start, last = day_start_ms(day, spec.timezone), day_end_ms(day, spec.timezone) - 1
     event = instant_ms(table, spec.event_time, spec.timezone)
     keep_N = _counted(event.valid_N, "null_key", _time_name(spec.event_time, "event_time"), "{} rows without an event time", findings)
-    plausible_N = (event.value_N >= start - EARLIEST_MS) & (event.value_N <= end + LATEST_MS)
+    plausible_N = (event.value_N >= start - EARLIEST_MS) & (event.value_N <= last + LATEST_MS)
     keep_N &= _counted(
         plausible_N | ~event.valid_N, "time_out_of_day", _time_name(spec.event_time, "event_time"),
         f"{{}} rows more than 7 days before or 1 day after {day}", findings,
@@ -116,7 +116,7 @@ def _times(table: pa.Table, spec: LogSpec, day: str, findings: list[Finding]) ->
     _counted(usable_N | ~keep_N, "out_of_range", name, "{} rows: event time stands in", findings, "count")
     times = {
         "event_time": event.value_N,
-        "request_time": np.minimum(request_N, end),
+        "request_time": np.minimum(request_N, last),
         "known_at": np.maximum(np.maximum(known.value_N, event.value_N), start),
     }
     return times, keep_N

@@ -54,7 +54,7 @@ class Oracle:
         """Returns the share of ``[time - window, time)`` that lies in healthy days."""
         zone, covered = self._spec.timezone, 0
         for day in self._days:
-            begin, end = max(day_start_ms(day, zone), time - window_ms), min(day_end_ms(day, zone) + 1, time)
+            begin, end = max(day_start_ms(day, zone), time - window_ms), min(day_end_ms(day, zone), time)
             covered += max(0, end - begin)
         return covered / window_ms
 

@@ -48,7 +48,7 @@ def write_timelines(context: Context, bucket: int, days: Sequence[str], source_d
     entities = shared_primitives(context)
     columns = columns_needed(primitive for members in entities.values() for primitive in members)
     zone = context.spec.timezone
-    spans = [(day_start_ms(day, zone), day_end_ms(day, zone)) for day in days]
+    spans = [(day_start_ms(day, zone), day_end_ms(day, zone) - 1) for day in days]
     events = read_many(context, source_days, range(context.user_buckets), columns) if source_days and entities else None
     files: dict[str, dict[str, str]] = {day: {} for day in days}
     for entity, primitives in entities.items():

@@ -29,6 +29,8 @@ def retrain() -> None:
     """Runs the main job: from event logs to a judged, released model."""
 
     def task(config: RetrainConfig) -> tuple[int, float | None]:
+        if config.next_item is not None:
+            raise ConfigError("the next-item benchmark is no main job", where="next_item", remedy="start scripts/train.py instead")
         from trainer.pipeline import retrain as run
 
         summary = run(config)
@@ -83,8 +85,11 @@ def gate() -> None:
 
     def task(config: GateRunConfig) -> tuple[int, float | None]:
         from trainer.gate import run
+        from trainer.report import render
 
-        return _VERDICT_EXIT[run(config).verdict], None
+        verdict = run(config)
+        print(render(Path(config.run_dir), Path(config.predictions)))
+        return _VERDICT_EXIT[verdict.verdict], None
 
     _main("judge", GateRunConfig, task)
 
@@ -110,6 +115,8 @@ def _main(config_name: str, kind: type, task: Task) -> None:
         code = _compose_and_run(config_name, kind, task, arguments)
     except RewarmError as error:
         code = _report(error)
+    except BrokenPipeError:  # `--help | head`: the reader has seen enough
+        os._exit(EXIT_DONE)
     sys.exit(code)
 
 

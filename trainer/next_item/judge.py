@@ -50,7 +50,7 @@ def pessimistic_rank(score_BV: Tensor, target_B: np.ndarray, seen_row: np.ndarra
     that was itself seen before cannot be recommended; its rank is the size of the catalogue.
 
     Args:
-        score_BV: Scores of all items; overwritten.
+        score_BV: Scores of all items.
         target_B: Item that came next.
         seen_row: Row of `score_BV` of each seen event.
         seen_item: Its item.

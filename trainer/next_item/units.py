@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from trainer.data import Shard
+from trainer.data.encode import NO_CLOCK
 from trainer.next_item.sequences import HELD_OUT, Sequences
 from trainer.schema.vocabulary import RESERVED_ROWS
 
-NO_CLOCK = -1
 VALIDATION, TEST = 2, 1  # events from the end of a sequence
 
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from tests.conftest import real_log
+from tests.conftest import ROOT, real_log
 from trainer.config import RetrainConfig, load
 from trainer.errors import ConfigError, DataError
 from trainer.next_item import run
@@ -84,3 +86,10 @@ def test_users_with_two_events_cannot_be_judged(tmp_path):
 def test_the_canonical_file_has_the_published_numbers():
     found = read_sequences(real_log("ml-1m"), configured("x", "y").next_item)
     assert (found.users, found.items, found.events, int(found.judged_U.sum())) == (6040, 3416, 999_611, 6040)
+
+
+def test_the_main_job_refuses_the_benchmark(tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "retrain.py", "experiment=ml1m", f"data.root={tmp_path}", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2 and "scripts/train.py" in done.stderr
+    assert not (tmp_path / "run").exists()

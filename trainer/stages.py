@@ -392,6 +392,8 @@ def gate(
 
             extra += compare(live / "embeddings", job.run.path / "embeddings")
         policy = job.config.gate
+        if policy.actions is None:
+            policy = replace(policy, actions=job.config.data.gated_actions)
         if policy.slices is None:
             policy = replace(policy, slices=_slices(job, evaluation))
         verdict = judge(

@@ -21,9 +21,17 @@ from trainer.metrics import evaluate_action
 from trainer.schema.examples import CARRIED, FEATURE, LOGGED
 from trainer.schema.files import write_text
 from trainer.schema.logs import LogSpec
-from trainer.schema.predictions import CHALLENGER, CONTINUED, COUNTING, LABEL, PRODUCTION, VALUE_CHALLENGER, VALUE_PRODUCTION, WEIGHT
-
-LIGHTGBM = "lightgbm_"
+from trainer.schema.predictions import (
+    CHALLENGER,
+    CONTINUED,
+    COUNTING,
+    LABEL,
+    LIGHTGBM,
+    PRODUCTION,
+    VALUE_CHALLENGER,
+    VALUE_PRODUCTION,
+    WEIGHT,
+)
 
 
 class Scorer(Protocol):

@@ -1,0 +1,133 @@
+"""The main job on a small simulated log: cold, warm and grown, judged twice, stopped and gone on with."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from trainer import stages
+from trainer.checkpoint import read_bundle
+from trainer.pipeline import retrain, train
+from trainer.release import Registry
+from trainer.schema.predictions import CHALLENGER
+
+from tests.integration.conftest import configure
+
+pytestmark = pytest.mark.integration
+FILES = ("config.yaml", "summary.json", "report.html", "scan.json", "quarantine/ledger.parquet", "predictions.parquet", "eval.json", "verdict.json")
+METRICS = {"auc", "gauc", "ne", "log_loss", "ratio", "ece", "n", "positives"}
+
+
+def arguments(simulated, folder, run, *overrides):
+    return (f"data.root={simulated}", f"registry.root={folder}/registry", f"rebuild.root={folder}/examples", f"run_dir={folder}/{run}", *overrides)
+
+
+@pytest.fixture(scope="module")
+def history(simulated, tmp_path_factory):
+    """Two nights: a first model, then a challenger with another layer and wider feed-forward layers."""
+    folder = tmp_path_factory.mktemp("history")
+    first = retrain(configure(*arguments(simulated, folder, "first", "as_of=2026-03-06", "gate.first=promote")))
+    grown = ("model.layers=2", "model.ffn_dim=48", "release.auto=false")
+    second = retrain(configure(*arguments(simulated, folder, "second", "as_of=2026-03-07", *grown)))
+    return folder, first, second
+
+
+def test_the_first_model_is_promoted_into_an_empty_registry(history):
+    folder, first, _ = history
+    assert first.verdict == "PROMOTE", first.reason
+    registry = Registry(folder / "registry")
+    assert registry.aliases().production == first.release["version"]
+    assert {path.name for path in registry.production_path().iterdir()} >= {"bundle", "embeddings", "verdict.json", "release.json"}
+
+
+def test_a_run_leaves_the_files_and_keys_of_the_interface(history):
+    folder, _, second = history
+    for name in FILES + ("transfer.json",):
+        assert (folder / "second" / name).exists(), name
+    summary = json.loads((folder / "second" / "summary.json").read_text())
+    assert set(summary) >= {
+        "verdict", "as_of", "status", "stages", "data", "transfer", "production", "challenger", "baselines", "changes", "export", "downstream",
+        "release", "versions", "cost",
+    }  # fmt: skip
+    assert METRICS <= set(summary["challenger"]["click"]) and METRICS <= set(summary["baselines"]["counting"]["click"])
+    assert {"read", "used", "quarantined"} <= set(summary["data"])
+    assert all({"seconds", "rows", "status"} <= set(stage) for stage in summary["stages"].values())
+    assert summary["as_of"] == "2026-03-07" and summary["verdict"] in ("PROMOTE", "HOLD", "REJECT")
+
+
+def test_the_second_model_grows_exactly_from_the_first(history):
+    folder, first, second = history
+    transfer = json.loads((folder / "second" / "transfer.json").read_text())
+    assert transfer["exact"] and transfer["parity"]["max_difference"] <= transfer["parity"]["bound"]
+    fates = {fate["fate"] for fate in transfer["fates"]}
+    assert {"inserted as identity", "grown", "row-remapped"} <= fates and "refused" not in fates
+    assert transfer["vocabularies"]["item"]["new"] > 0 and transfer["vocabularies"]["item"]["dropped"] == 0
+    assert second.data["train"] == ["2026-03-06"], "only the day that production had not seen"
+    assert second.versions["production"] == first.release["version"]
+
+
+def test_every_score_is_a_probability_or_an_expectation(history):
+    folder, *_ = history
+    table = pq.read_table(folder / "second" / "predictions.parquet")
+    for name in table.column_names:
+        if name.startswith(CHALLENGER):
+            score_N = table[name].to_numpy()
+            assert np.isfinite(score_N).all() and (score_N >= 0).all()
+            assert name.endswith("watch_time") or (score_N <= 1).all()
+
+
+def test_the_same_question_is_not_judged_twice(history, simulated):
+    folder, *_ = history
+    before = Registry(folder / "registry").aliases()
+    again = retrain(configure(*arguments(simulated, folder, "again", "as_of=2026-03-06", "gate.first=promote")))
+    assert again.status == "nothing to do" and again.verdict is None
+    assert Registry(folder / "registry").aliases() == before
+
+
+def test_bundles_know_what_they_have_seen(history):
+    folder, *_ = history
+    first = read_bundle(Registry(folder / "registry").production_path() / "bundle").manifest
+    assert sorted(first.trained) == ["2026-03-02", "2026-03-03", "2026-03-04", "2026-03-05"]
+    second = read_bundle(folder / "second" / "challenger").manifest
+    assert sorted(second.trained) == [*sorted(first.trained), "2026-03-06"]
+    assert second.space_id == first.space_id and second.steps > first.steps
+
+
+@pytest.mark.parametrize("stage", ["rebuild", "train", "evaluate", "export", "gate"])
+def test_a_run_stopped_before_any_stage_goes_on_from_its_artefacts(history, simulated, tmp_path, stage, monkeypatch):
+    done = history[0]
+    for name in ("registry", "examples"):
+        shutil.copytree(done / name, tmp_path / name)
+    config = configure(*arguments(simulated, tmp_path, "run", "as_of=2026-03-07", "release.auto=false"))
+    original = getattr(stages, stage)
+
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, stage, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        retrain(config)
+    monkeypatch.setattr(stages, stage, original)
+    before = Registry(tmp_path / "registry").aliases()
+    summary = retrain(config)
+    kept = [name for name, record in summary.stages.items() if record.status == "kept"]
+    order = ["scan", "train", "evaluate", "export"]
+    reached = {"rebuild": 1, "train": 1, "evaluate": 2, "export": 3, "gate": 4}[stage]
+    assert kept == order[:reached]
+    assert Registry(tmp_path / "registry").aliases() == before
+
+
+def test_train_evaluates_without_touching_the_registry(simulated, tmp_path):
+    summary = train(configure(*arguments(simulated, tmp_path, "run", "model=hstu", "as_of=2026-03-05")))
+    assert summary.verdict is None and summary.objective == pytest.approx(summary.challenger["click"]["ne"])
+    assert not (tmp_path / "registry").exists()
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_two_runs_give_the_same_bundle(simulated, tmp_path):
+    hashes = []
+    for name in ("a", "b"):
+        train(configure(*arguments(simulated, tmp_path / name, "run", "as_of=2026-03-04")))
+        hashes.append(read_bundle(tmp_path / name / "run" / "challenger").manifest.files)
+    assert hashes[0] == hashes[1]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.rebuild.order import GroupedTimes, running_max
+from trainer.rebuild.order import GroupedTimes, running_max, search
 
 FIXED = 1 << 20  # fixed-point steps to one unit of an action's value
 VALUE_LIMIT = float(1 << 31)  # an action's value is cut here before it is summed
@@ -191,7 +191,7 @@ def group_of(keys_K: np.ndarray, key_Q: np.ndarray) -> np.ndarray:
     """Returns the position of each key in the sorted, unique `keys_K`; -1 where absent."""
     if not len(keys_K):
         return np.full(len(key_Q), -1, np.int64)
-    position_Q = np.minimum(np.searchsorted(keys_K, key_Q), len(keys_K) - 1)
+    position_Q = np.minimum(search(keys_K, key_Q, "left"), len(keys_K) - 1)
     return np.where(keys_K[position_Q] == key_Q, position_Q, -1)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 _ROOM = 1 << 62
+_FEW = 4096  # queries for which sorting does not pay
 
 
 class GroupedTimes:
@@ -36,11 +39,11 @@ class GroupedTimes:
 
     def up_to(self, group_Q: np.ndarray, time_Q: np.ndarray) -> np.ndarray:
         """Returns how many entries of all groups sort at or before (group, time): int64 [Q]; 0 for group -1."""
-        return np.searchsorted(self._packed_N, self._pack(group_Q, time_Q), side="right")
+        return search(self._packed_N, self._pack(group_Q, time_Q), side="right")
 
     def before_group(self, group_Q: np.ndarray) -> np.ndarray:
         """Returns how many entries sort before the group."""
-        return np.searchsorted(self._packed_N, group_Q * self._span, side="left")
+        return search(self._packed_N, group_Q * self._span, side="left")
 
     def _pack(self, group_N: np.ndarray, time_N: np.ndarray) -> np.ndarray:
         if self._ticks_T is not None:
@@ -48,6 +51,16 @@ class GroupedTimes:
         else:
             offset_N = np.clip(time_N - (self._origin - 1), 0, self._span - 1)
         return group_N * self._span + offset_N
+
+
+def search(sorted_N: np.ndarray, query_Q: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
+    """Returns `np.searchsorted`, asked in ascending order: neighbours share cache lines, which is several times faster."""
+    if len(query_Q) < _FEW or bool((query_Q[1:] >= query_Q[:-1]).all()):
+        return np.searchsorted(sorted_N, query_Q, side=side)
+    order_Q = np.argsort(query_Q)
+    found_Q = np.empty(len(query_Q), np.int64)
+    found_Q[order_Q] = np.searchsorted(sorted_N, query_Q[order_Q], side=side)
+    return found_Q
 
 
 def running_max(group_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:

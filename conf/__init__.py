@@ -1,0 +1,1 @@
+"""Values only; ships in the wheel as `trainer.conf`."""

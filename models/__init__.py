@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from models.ranker import RankerShape
+from models.ranker import Ranker, RankerShape
 
 
-def build(shape: RankerShape) -> nn.Module:
+def build(shape: RankerShape) -> Ranker:
     """Builds a ranker with fresh weights from torch's global generator.
 
     Args:
         shape: Plain values that describe it.
 
     Returns:
-        A module that follows `models.ranker.Ranker`.
+        The ranker.
 
     Raises:
         ValueError: If the shape is impossible, or its architecture unknown.

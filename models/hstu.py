@@ -19,12 +19,12 @@ from models.embedding import ItemTower, TokenEmbedding
 from models.heads import ContextNetwork, TwoTowerHead
 from models.layers import TABLE_STD, Dropout, Projection, RMSNorm, collect_axes, norm_eps_at
 from models.packing import GAP_BUCKETS, POSITION_BUCKETS, Packing, pack, row_times
-from models.ranker import RankerShape, Scores
+from models.ranker import Ranker, RankerShape, Scores
 
 NORMALISER = 64.0  # divides attention sums; a constant, because dividing by the length would forget how much was seen
 
 
-class HSTU(nn.Module):
+class HSTU(Ranker):
     """Scores pairs; vectors come from the auxiliary two-tower head, which reads the trunk before any target does.
 
     Args:

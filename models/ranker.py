@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.batch import Batch
 
@@ -97,23 +97,32 @@ class Scores:
     auxiliary_NO: Tensor | None = None
 
 
-class Ranker(Protocol):
-    """The interface that training, evaluation, export and warm start rely on. Every ranker is an `nn.Module` besides."""
+class Ranker(nn.Module, ABC):
+    """The interface that training, evaluation, export and warm start rely on; no behaviour is inherited.
+
+    Attributes:
+        shape: What the ranker was built from.
+    """
 
     shape: RankerShape
 
-    def __call__(self, batch: Batch) -> Scores:
+    @abstractmethod
+    def forward(self, batch: Batch) -> Scores:
         """Scores every target of the batch."""
-        ...
 
+    @abstractmethod
+    def states(self, batch: Batch) -> Tensor:
+        """Returns [T + S, D]: the trunk's state after BOS and after every token, in row order (`models.packing`)."""
+
+    @abstractmethod
     def user_vectors(self, batch: Batch) -> Tensor:
         """Returns [N, D]: the user's vector at each target's position (state after the tokens available to it)."""
-        ...
 
+    @abstractmethod
     def item_vectors(self, item_M: Tensor, item_features_MI: Tensor) -> Tensor:
         """Returns [M, D]; `dot(user, item)` is the bilinear term (or auxiliary score) before per-action scales."""
-        ...
 
+    @abstractmethod
     def axes(self) -> dict[str, tuple[str, ...]]:
         """Returns, for every parameter and persistent buffer, the meaning of each dimension.
 
@@ -122,4 +131,3 @@ class Ranker(Protocol):
         and ``context_ffn`` (inside their layers), ``head`` (heads x head_dim), ``heads`` (one entry a head), ``rotary``
         (head_dim / 2), ``fixed`` (buckets). The transfer plan matches keyed axes by key, never by position.
         """
-        ...

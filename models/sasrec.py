@@ -17,10 +17,10 @@ from models.embedding import ItemTower, TokenEmbedding
 from models.heads import ContextNetwork, TwoTowerHead
 from models.layers import TABLE_STD, Dropout, Projection, RMSNorm, collect_axes, norm_eps_at
 from models.packing import Packing, pack
-from models.ranker import RankerShape, Scores
+from models.ranker import Ranker, RankerShape, Scores
 
 
-class SASRec(nn.Module):
+class SASRec(Ranker):
     """The export default: its user and item vectors carry the bilinear term of every output.
 
     Args:

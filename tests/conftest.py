@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the machine; oversubscribed threads make them many times slower
 
 import pytest

@@ -9,8 +9,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = {
-    "simulate", "scan", "rebuild", "data", "checkpoint", "warm_start", "fit", "evaluate", "export", "downstream", "gate", "release", "report",
-}  # fmt: skip
+    "simulate",
+    "scan",
+    "rebuild",
+    "data",
+    "checkpoint",
+    "warm_start",
+    "fit",
+    "evaluate",
+    "export",
+    "downstream",
+    "gate",
+    "release",
+    "report",
+}
 # What a stage's package may import of other packages; artefacts are exchanged through trainer.schema.
 ALLOWED = {
     "simulate": set(),
@@ -69,7 +81,9 @@ def test_every_package_is_in_the_order():
     assert packages <= set(ALLOWED), f"say where {packages - set(ALLOWED)} stands"
 
 
-@pytest.mark.parametrize("name", ["schema", "metrics", "scan", "rebuild", "gate", "release", "export", "downstream", "simulate", "commands"])
+@pytest.mark.parametrize(
+    "name", ["schema", "metrics", "scan", "rebuild", "gate", "release", "export", "downstream", "simulate", "commands"]
+)
 def test_no_torch(name):
     code = f"import sys, trainer.{name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, f"trainer.{name} imports torch"

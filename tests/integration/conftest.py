@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+
 from trainer.config import RetrainConfig, load
 from trainer.schema.simulation import SimulationSpec
 from trainer.simulate import simulate

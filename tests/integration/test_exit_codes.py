@@ -116,8 +116,16 @@ def test_a_signal_ends_with_75_and_the_same_command_goes_on(simulated, tmp_path)
 
 
 def test_a_sweep_goes_on_after_a_failing_trial(simulated, tmp_path):
-    arguments = [f"data.root={simulated}", f"registry.root={tmp_path}/registry", f"rebuild.root={tmp_path}/examples", "as_of=2026-03-04", *SMALL]
-    result = script("train", "-m", *arguments, "data.user=user_idd,user_id", env={**os.environ, "REWARM_SWEEP_DIR": str(tmp_path / "sweeps")})
+    arguments = [
+        f"data.root={simulated}",
+        f"registry.root={tmp_path}/registry",
+        f"rebuild.root={tmp_path}/examples",
+        "as_of=2026-03-04",
+        *SMALL,
+    ]
+    result = script(
+        "train", "-m", *arguments, "data.user=user_idd,user_id", env={**os.environ, "REWARM_SWEEP_DIR": str(tmp_path / "sweeps")}
+    )
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("rewarm: ") == 1 and "user_idd" in result.stderr
     done = sorted(path.parent.name for path in (tmp_path / "sweeps").rglob("summary.json"))
@@ -147,7 +155,9 @@ def test_gate_alone_on_any_two_models(tmp_path):
         "value_production": p, "value_challenger": p,
     }  # fmt: skip
     pq.write_table(pa.table(table), tmp_path / "same.parquet")
-    pq.write_table(pa.table({**table, "challenger_click": np.minimum(p * 1.3, 0.999), "value_challenger": p * 1.3}), tmp_path / "scaled.parquet")
+    pq.write_table(
+        pa.table({**table, "challenger_click": np.minimum(p * 1.3, 0.999), "value_challenger": p * 1.3}), tmp_path / "scaled.parquet"
+    )
     same = script("gate", f"predictions={tmp_path}/same.parquet", f"run_dir={tmp_path}/same")
     assert same.returncode == 0, same.stdout + same.stderr
     scaled = script("gate", f"predictions={tmp_path}/scaled.parquet", f"run_dir={tmp_path}/scaled")
@@ -176,7 +186,13 @@ features:
 evaluation: {{slices: [tab]}}
 """
     )
-    arguments = [f"data.spec={tmp_path}/my_logs.yaml", f"registry.root={tmp_path}/registry", f"run_dir={tmp_path}/run", "as_of=2026-03-05", *SMALL]
+    arguments = [
+        f"data.spec={tmp_path}/my_logs.yaml",
+        f"registry.root={tmp_path}/registry",
+        f"run_dir={tmp_path}/run",
+        "as_of=2026-03-05",
+        *SMALL,
+    ]
     result = script("train", *arguments)
     assert result.returncode == 0, result.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

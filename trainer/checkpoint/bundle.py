@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import models
-from models.ranker import RankerShape
+from models.ranker import Ranker, RankerShape
 from trainer.errors import CheckpointError
 from trainer.schema.bundle import BUNDLE_VERSION, ITEMS, MANIFEST, OPTIMIZER, SERVING, TRANSFER, TRUNK, BundleManifest
 from trainer.schema.hashing import sha256_file, sha256_json
@@ -145,7 +145,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def build_ranker(bundle: Bundle, weights: str = SERVING) -> nn.Module:
+def build_ranker(bundle: Bundle, weights: str = SERVING) -> Ranker:
     """Builds the ranker of a bundle with its weights, in evaluation mode.
 
     Raises:

@@ -50,7 +50,7 @@ class RemainingSteps(Sampler[int]):
         return self.steps
 
 
-def _identity(item: Batch) -> Batch:
+def _identity(item: Any) -> Any:
     return item
 
 

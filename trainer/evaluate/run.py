@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,14 +71,14 @@ class Holdout:
         known: Entity -> ids that training days had, for the slices new_item and new_user.
     """
 
-    partitions: list[Callable[[], tuple[pa.Table, pa.Table]]]
+    partitions: Sequence[Callable[[], tuple[pa.Table, pa.Table]]]
     known_until_ms: int
     known: dict[str, pa.Array]
 
 
 def evaluate(
     spec: LogSpec, config: EvaluationConfig, holdout: Holdout, challenger: Scorer, *, production: Scorer | None, counting: CountingBaseline,
-    weights: Mapping[str, float], continued: Scorer | None = None, extra: Callable[[pa.Table], dict[str, np.ndarray]] | None = None,
+    weights: Mapping[str, float], continued: Scorer | None = None, extra: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
 ) -> Evaluation:  # fmt: skip
     """Scores and measures.
@@ -154,7 +154,7 @@ def read_evaluation(run_dir: Path) -> Evaluation:
 
 
 def fit_counting(
-    spec: LogSpec, config: EvaluationConfig, partitions: list[Callable[[], pa.Table]], known_until_ms: int
+    spec: LogSpec, config: EvaluationConfig, partitions: Sequence[Callable[[], pa.Table]], known_until_ms: int
 ) -> CountingBaseline:
     """Fits the counting baseline on earlier days.
 
@@ -205,7 +205,7 @@ def measure(predictions: pa.Table, spec: LogSpec, config: EvaluationConfig, seed
                 "seed": seed,
             }
             overall = evaluate_action(label_N, score_N, user_N, **common)[0]
-            entry = {**overall.plain(), "intervals": overall.intervals(), "notes": overall.notes, "slices": {}}
+            entry: dict[str, Any] = {**overall.plain(), "intervals": overall.intervals(), "notes": overall.notes, "slices": {}}
             for name, (code_N, values) in slices.items():
                 groups = evaluate_action(label_N, score_N, user_N, group_N=code_N, groups=len(values), **{**common, "bootstrap": 0})
                 entry["slices"][name] = {

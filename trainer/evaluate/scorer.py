@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
 from models.batch import Batch
 from models.losses import expectations
+from models.ranker import Ranker
 from trainer.checkpoint import Bundle, build_ranker
 from trainer.data import Encoder, take
 from trainer.data.encode import Shard
@@ -48,7 +48,7 @@ class RankerScorer:
 
     def __init__(self, bundle: Bundle, weights: str = SERVING, device: str = "cpu") -> None:
         self.bundle = bundle
-        self.ranker: nn.Module = build_ranker(bundle, weights).to(device)
+        self.ranker: Ranker = build_ranker(bundle, weights).to(device)
         self.encoder = Encoder(bundle.manifest.inputs, bundle.vocabularies)
         self.device = device
 

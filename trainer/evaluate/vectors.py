@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ class RankerVectors:
         dim: Width of the vectors.
     """
 
-    def __init__(self, scorer: RankerScorer, tails: list[Callable[[], pa.Table]], at_ms: int) -> None:
+    def __init__(self, scorer: RankerScorer, tails: Sequence[Callable[[], pa.Table]], at_ms: int) -> None:
         """Args: scorer; readers of every user bucket's final tail; the instant at which histories are cut."""
         self._scorer = scorer
         self._tails = tails

@@ -16,8 +16,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.ranker import Ranker
 from trainer.config import FitConfig, OptimizerConfig, ScheduleConfig
 from trainer.data import BatchModule, BatchPlan, ShardStore
 from trainer.fit.schedule import schedule_of
@@ -77,7 +78,7 @@ class CursorAndCheckpoint(Callback):
 
 
 def fit(
-    ranker: nn.Module,
+    ranker: Ranker,
     store: ShardStore,
     plan: BatchPlan,
     *,
@@ -189,8 +190,7 @@ def _read_steps(file: Path) -> list[StepLog]:
 
 
 def _named_moments(task: L.LightningModule) -> dict[str, Tensor]:
-    optimizer = task.optimizers()
-    state = optimizer.optimizer.state if hasattr(optimizer, "optimizer") else optimizer.state
+    state = task.optimizers(use_pl_optimizer=False).state  # type: ignore[union-attr]
     named: dict[str, Tensor] = {}
     for name, parameter in task.ranker.named_parameters():  # type: ignore[union-attr]
         for key, value in state.get(parameter, {}).items():

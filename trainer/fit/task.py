@@ -11,13 +11,15 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.batch import Batch
 from models.losses import ranker_loss
+from models.ranker import Ranker
 from trainer.config import OptimizerConfig
 from trainer.errors import TrainingError
 from trainer.fit.schedule import Schedule
@@ -50,9 +52,11 @@ class RankingTask(L.LightningModule):
         average: Exponential moving average of the trunk's weights: what is served. None when averaging is off.
     """
 
+    skipped: Tensor
+
     def __init__(
         self,
-        ranker: nn.Module,
+        ranker: Ranker,
         *,
         action_weights: dict[str, float],
         optimizer: OptimizerConfig,
@@ -82,7 +86,7 @@ class RankingTask(L.LightningModule):
         step = self.trainer.datamodule.cursor  # type: ignore[attr-defined]
         # Dropout is a function of (seed, step, rank): a resumed run draws what the uninterrupted run would have drawn.
         torch.manual_seed((self.seed * 1_000_003 + step) * 4096 + self.global_rank)
-        optimizer = self.optimizers()
+        optimizer = cast(torch.optim.Optimizer, self.optimizers())
         optimizer.zero_grad(set_to_none=True)
         loss = self.loss(batch)
         self.manual_backward(loss)
@@ -134,7 +138,8 @@ class RankingTask(L.LightningModule):
             return
         decay = min(self.ema_decay, (1 + step) / (10 + step))  # a short run must not serve its initialisation
         with torch.no_grad():
-            ours, theirs = list(self.average.parameters()), list(self.ranker.parameters())
+            ours: list[Tensor] = list(self.average.parameters())
+            theirs: list[Tensor] = list(self.ranker.parameters())
             torch._foreach_lerp_(ours, theirs, 1 - decay)
 
     def _count_skipped(self, step: int) -> None:
@@ -151,7 +156,7 @@ class RankingTask(L.LightningModule):
             )
 
 
-def parameter_groups(ranker: nn.Module, config: OptimizerConfig) -> Iterator[dict]:
+def parameter_groups(ranker: Ranker, config: OptimizerConfig) -> Iterator[dict]:
     """Groups parameters by what they are: tables, matrices, vectors. Only matrices decay.
 
     AdamW's decay on tables would shrink the rows of rare ids at every step, touched or not (x0.007 in 50,000 steps at lr 1e-3

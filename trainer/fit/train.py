@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import models
-from models.ranker import ActionShape, RankerShape
+from models.ranker import ActionShape, Ranker, RankerShape
 from trainer import __version__
 from trainer.checkpoint import Bundle, build_ranker, read_bundle, write_bundle
 from trainer.config import ModelConfig, RetrainConfig
@@ -97,7 +97,7 @@ def _log_file(out: Path) -> Path:
 class Start:
     """Where training begins: a ranker, and moments if they were carried."""
 
-    ranker: nn.Module
+    ranker: Ranker
     moments: dict[str, dict[str, Tensor]]
     report: dict[str, Any] | None
 
@@ -257,7 +257,7 @@ def freeze(
 
 
 def begin(
-    config: RetrainConfig, ranker: nn.Module, encoder: Encoder, production: Bundle | None, probes: list[tuple[pa.Table, pa.Table, int]]
+    config: RetrainConfig, ranker: Ranker, encoder: Encoder, production: Bundle | None, probes: list[tuple[pa.Table, pa.Table, int]]
 ) -> Start:
     """Gives a freshly initialised ranker its starting weights: production's, carried over and verified, or its own."""
     if production is None:
@@ -307,7 +307,7 @@ def transfer_report(transfer: TransferPlan, parity: Parity, source: Side, target
 
 def describe(
     config: RetrainConfig, model: ModelConfig, inputs: InputSpec, manifest: ExamplesManifest, days: DayPlan,
-    production: Bundle | None, ranker: nn.Module, result: FitResult,
+    production: Bundle | None, ranker: Ranker, result: FitResult,
 ) -> BundleManifest:  # fmt: skip
     """Returns the bundle's manifest, without file hashes."""
     trained = {day: manifest.source_days[day] for day in days.train}

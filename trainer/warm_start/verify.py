@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from models.batch import Batch
+from models.ranker import Ranker
 from trainer.errors import CheckpointError
 
 FP32_BOUND = 1e-5  # times max |output|: growth changes GEMM shapes, and with them the last bits
@@ -33,7 +33,7 @@ class Parity:
     exact: bool
 
 
-def verify(production: nn.Module, challenger: nn.Module, probes: list[tuple[Batch, Batch]], exact: bool) -> Parity:
+def verify(production: Ranker, challenger: Ranker, probes: list[tuple[Batch, Batch]], exact: bool) -> Parity:
     """Compares shared outputs on rows encoded for each side.
 
     Args:

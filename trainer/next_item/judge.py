@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.ranker import RankerShape
+from models.ranker import Ranker
 from trainer.data import Shard, take
 from trainer.data.plan import cut
 from trainer.next_item.sequences import Sequences
@@ -74,7 +74,7 @@ def list_metrics(rank_N: np.ndarray, top_k: int) -> dict[str, float | int]:
     return {f"hr@{top_k}": float((rank_N < top_k).mean()), f"ndcg@{top_k}": float(gain_N.mean()), "n": len(rank_N)}
 
 
-def ranker_scorer(ranker: nn.Module) -> Scorer:
+def ranker_scorer(ranker: Ranker) -> Scorer:
     """Returns the scorer of a ranker: the product of user and item vectors. The ranker must be in eval mode."""
     device = next(ranker.parameters()).device
     with torch.no_grad():
@@ -82,16 +82,16 @@ def ranker_scorer(ranker: nn.Module) -> Scorer:
 
     @torch.no_grad()
     def score(asked: Shard, units: np.ndarray) -> Tensor:
-        return (ranker.user_vectors(take(asked, units).to(device)) @ item_VD.T).float()  # type: ignore[operator]
+        return (ranker.user_vectors(take(asked, units).to(device)) @ item_VD.T).float()
 
     return score
 
 
-def catalogue(ranker: nn.Module) -> Tensor:
+def catalogue(ranker: Ranker) -> Tensor:
     """Returns [V, D]: vectors of all items, reserved rows left out: nobody can be served padding."""
-    shape: RankerShape = ranker.shape  # type: ignore[assignment]
-    row_V = torch.arange(RESERVED_ROWS, shape.vocabularies[shape.item_vocabulary], device=next(ranker.parameters()).device)
-    return ranker.item_vectors(row_V, row_V.new_zeros(len(row_V), 0))  # type: ignore[operator]
+    rows = ranker.shape.vocabularies[ranker.shape.item_vocabulary]
+    row_V = torch.arange(RESERVED_ROWS, rows, device=next(ranker.parameters()).device)
+    return ranker.item_vectors(row_V, row_V.new_zeros(len(row_V), 0))
 
 
 def popularity_scorer(units: Shard, items: int) -> Scorer:

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import models
 from models.batch import Batch
 from models.losses import full_softmax
-from models.ranker import RankerShape
+from models.ranker import Ranker, RankerShape
 from trainer.config import FitConfig, ModelConfig, RetrainConfig
 from trainer.data import BatchModule, BatchPlan, Shard, ShardStore, plan_batches
 from trainer.data.shards import ShardKey
@@ -72,7 +72,7 @@ class Fitted:
         curve: All passes.
     """
 
-    ranker: nn.Module
+    ranker: Ranker
     curve: list[PassLog]
 
     @property
@@ -86,11 +86,11 @@ class NextItemTask(RankingTask):
 
     def loss(self, batch: Batch) -> Tensor:
         """Returns the mean loss of the batch's targets."""
-        user_ND = self.ranker.user_vectors(batch)  # type: ignore[operator]
+        user_ND = self.ranker.user_vectors(batch)
         return full_softmax(user_ND, catalogue(self.ranker), batch.target_item_N - RESERVED_ROWS)
 
     @property
-    def served(self) -> nn.Module:
+    def served(self) -> Ranker:
         """The ranker that is judged: the average, if there is one."""
         return self.ranker if self.average is None else self.average
 
@@ -109,7 +109,7 @@ class EachPass(Callback):
     """
 
     def __init__(
-        self, ends: list[int], validate: Callable[[nn.Module], dict[str, float]], metric: str, every: int, folder: Path
+        self, ends: list[int], validate: Callable[[Ranker], dict[str, float]], metric: str, every: int, folder: Path
     ) -> None:
         self.ends = ends
         self.validate = validate
@@ -150,7 +150,7 @@ class EachPass(Callback):
         self.loss, self.positions, self.seconds = 0.0, 0, 0.0
         print(line(self.curve[-1], len(self.ends)), flush=True)
 
-    def _judge(self, ranker: nn.Module) -> dict[str, float]:
+    def _judge(self, ranker: Ranker) -> dict[str, float]:
         training = ranker.training
         try:
             return self.validate(ranker.eval())
@@ -204,7 +204,7 @@ def train(config: RetrainConfig, sequences: Sequences, top_k: int, every: int, f
     torch.manual_seed(config.seed)
     ranker = models.build(shape_of(model, sequences.items))
 
-    def validate(candidate: nn.Module) -> dict[str, float]:
+    def validate(candidate: Ranker) -> dict[str, float]:
         return judge(ranker_scorer(candidate), sequences, VALIDATION, model.max_history, top_k)
 
     passes = EachPass(pass_ends(plan, store.read(_SHARD)), validate, f"ndcg@{top_k}", every, folder)
@@ -236,7 +236,7 @@ def pass_ends(plan: BatchPlan, units: Shard) -> list[int]:
     return [int(step) for step in np.flatnonzero(done % units.units == 0) + 1]
 
 
-def _fit(config: RetrainConfig, ranker: nn.Module, data: BatchModule, passes: EachPass, folder: Path) -> None:
+def _fit(config: RetrainConfig, ranker: Ranker, data: BatchModule, passes: EachPass, folder: Path) -> None:
     resume = folder / "resume.ckpt"
     task = NextItemTask(
         ranker,

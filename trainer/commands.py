@@ -112,6 +112,8 @@ def _main(config_name: str, kind: type, task: Task) -> None:
     # Threads that spin at a barrier while another process holds the core make a step 10 times slower (measured on two shared
     # cores: 8 s against 0.8 s); threads that sleep cost nothing measurable on a quiet machine. Read by OpenMP when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "150")  # tables in a log file need not fold at 80
     code = EXIT_DONE
     try:
         arguments = _checked_arguments(sys.argv[1:], kind)

@@ -69,6 +69,7 @@ class RebuildConfig:
         workers: Processes of the local pool.
         engine: ``local``.
         audit_rows: Random rows that the brute-force oracle recomputes after every rebuild; a difference stops the run.
+        leak_alarm: Whether a single feature that ranks a label too well stops the run.
         compression: Codec of the examples.
     """
 
@@ -78,6 +79,7 @@ class RebuildConfig:
     workers: int = 2
     engine: str = "local"
     audit_rows: int = 32
+    leak_alarm: bool = True
     compression: str = "zstd"
 
     def __post_init__(self) -> None:
@@ -150,12 +152,14 @@ class ScheduleConfig:
     Attributes:
         warmup_steps: Steps of a cold run's warm-up.
         rewarm_steps: Steps of a warm run's re-warm-up.
+        warm_factor: Factor on the learning rate of a warm run: a night adds to years of training, it does not replace them.
         anneal_share: Last share of the steps over which the rate falls linearly to `anneal_to` of its value.
         anneal_to: Factor at the very end.
     """
 
     warmup_steps: int = 50
     rewarm_steps: int = 20
+    warm_factor: float = 0.3
     anneal_share: float = 0.0
     anneal_to: float = 0.1
 

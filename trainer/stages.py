@@ -6,7 +6,9 @@ whole; these functions hand it exactly what it needs.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,8 +21,10 @@ from trainer import __version__
 from trainer.checkpoint import Bundle, read_bundle
 from trainer.config import RetrainConfig
 from trainer.days import DayPlan, choose_as_of, plan_days
+from trainer.errors import ConfigError, DataError
 from trainer.logs.layout import day_folder
 from trainer.rebuild import rebuild as rebuild_examples
+from trainer.rebuild.leak_alarm import leak_alarm, refuse_leaks
 from trainer.rebuild.plan import content_hash
 from trainer.release import Registry
 from trainer.run_dir import RunDir
@@ -82,9 +86,11 @@ class Job:
         days = discover_days(config.data)
         as_of = choose_as_of(config.as_of, days, config.data.root)
         config = replace(config, as_of=as_of)
+        run = RunDir(config.run_dir, config)
+        _claim(Path(config.rebuild.root))
         return cls(
             config=config,
-            run=RunDir(config.run_dir, config),
+            run=run,
             days=[day for day in days if day <= as_of],
             registry=registry,
             revision=aliases.revision,
@@ -184,7 +190,7 @@ def rebuild(job: Job, health: HealthMap, days: DayPlan) -> ExamplesManifest:
     """Rebuilds features as they were known; keeps its own content-addressed tasks, so it is asked every time."""
 
     def produce() -> ExamplesManifest:
-        return rebuild_examples(
+        manifest = rebuild_examples(
             job.config.data,
             job.features,
             health,
@@ -194,6 +200,9 @@ def rebuild(job: Job, health: HealthMap, days: DayPlan) -> ExamplesManifest:
             as_of_ms=job.known_until_ms,
             vocabulary_days=days.train,
         )
+        if job.config.rebuild.leak_alarm:
+            refuse_leaks(leak_alarm(Path(job.config.rebuild.root), manifest, days.train, job.config.data, job.features))
+        return manifest
 
     def tell(manifest: ExamplesManifest) -> tuple[int, str]:
         rows = sum(record.rows for record in manifest.partitions)
@@ -472,6 +481,26 @@ def dry_run(job: Job, examples: ExamplesManifest, days: DayPlan) -> Summary:
     return job.run.finish(Summary(verdict=None, as_of=job.as_of, status="dry run", transfer=transfer, stages=job.run.records))
 
 
+_claims: list[int] = []  # lock files stay open until the process ends
+
+
+def _claim(root: Path) -> None:
+    """Keeps a second process off the same examples: vocabularies there belong to one run at a time."""
+    root.mkdir(parents=True, exist_ok=True)
+    handle = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process lock: this process may open the same root again
+    except OSError as error:
+        os.close(handle)
+        raise DataError(
+            "another run is using the same examples",
+            where="rebuild.root",
+            got=root,
+            remedy="wait for it, or give this run a rebuild.root of its own",
+        ) from error
+    _claims.append(handle)
+
+
 def _listing(job: Job) -> list[list[Any]]:
     root = Path(job.config.data.root)
     files = [root / name for day in job.days for name in day_folder(job.config.data, day).files]
@@ -479,8 +508,6 @@ def _listing(job: Job) -> list[list[Any]]:
 
 
 def _joined(declared: dict[str, CounterSpec], needed: dict[str, CounterSpec]) -> dict[str, CounterSpec]:
-    from trainer.errors import ConfigError
-
     for name, counter in needed.items():
         if name in declared and declared[name] != counter:
             raise ConfigError(

@@ -13,19 +13,21 @@ class Schedule:
 
     Attributes:
         steps: Steps of the run.
+        peak: Factor between warm-up and anneal.
         warmup: Steps of the linear warm-up.
         anneal: Last steps, over which the factor falls linearly.
         anneal_to: Factor of the last step.
     """
 
     steps: int
+    peak: float
     warmup: int
     anneal: int
     anneal_to: float
 
     def factor(self, step: int) -> float:
         """Returns the factor at `step` (from 0)."""
-        rise = min(1.0, (step + 1) / max(self.warmup, 1))
+        rise = self.peak * min(1.0, (step + 1) / max(self.warmup, 1))
         left = self.steps - 1 - step
         if self.anneal and left < self.anneal:
             return rise * (self.anneal_to + (1 - self.anneal_to) * left / self.anneal)
@@ -35,4 +37,4 @@ class Schedule:
 def schedule_of(config: ScheduleConfig, steps: int, warm: bool) -> Schedule:
     """Returns the schedule of a run with `steps` steps; a warm start re-warms, because carried moments meet new data."""
     warmup = config.rewarm_steps if warm else config.warmup_steps
-    return Schedule(steps, min(warmup, max(steps // 4, 1)), int(steps * config.anneal_share), config.anneal_to)
+    return Schedule(steps, config.warm_factor if warm else 1.0, min(warmup, max(steps // 4, 1)), int(steps * config.anneal_share), config.anneal_to)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from trainer import stages
 from trainer.config import RetrainConfig
+from trainer.job import Job
 from trainer.schema.summary import Summary
-from trainer.stages import Job
 
 
 def retrain(config: RetrainConfig) -> Summary:

@@ -6,11 +6,9 @@ whole; these functions hand it exactly what it needs.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,27 +16,23 @@ import numpy as np
 import pyarrow as pa
 
 from trainer import __version__
-from trainer.checkpoint import Bundle, read_bundle
+from trainer.checkpoint import Bundle
 from trainer.config import RetrainConfig
-from trainer.days import DayPlan, choose_as_of, plan_days
-from trainer.errors import ConfigError, DataError
+from trainer.days import DayPlan, plan_days
+from trainer.job import Job
 from trainer.logs.layout import day_folder
 from trainer.rebuild import rebuild as rebuild_examples
 from trainer.rebuild.leak_alarm import leak_alarm, refuse_leaks
 from trainer.rebuild.plan import content_hash
-from trainer.release import Registry
-from trainer.run_dir import RunDir
-from trainer.scan import check_budget, discover_days, write_scan
+from trainer.scan import check_budget, write_scan
 from trainer.scan import scan as scan_days
 from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest, read_partition, read_tail, vocabulary_path
-from trainer.schema.features import CounterSpec, FeatureSpec
 from trainer.schema.files import write_text
 from trainer.schema.hashing import sha256_json
 from trainer.schema.health import HealthMap
 from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.predictions import PRODUCTION, VALUE_PRODUCTION
 from trainer.schema.summary import Summary
-from trainer.schema.time import day_end_ms
 from trainer.schema.verdict import Check, Verdict
 from trainer.schema.vocabulary import Vocabulary
 
@@ -50,82 +44,6 @@ if TYPE_CHECKING:
 
 # Settings that change how a run looks or where it lies, but not what it computes.
 _COSMETIC = ("run_dir", "registry", "tracking", "release")
-
-
-@dataclass
-class Job:
-    """A run as the stages see it.
-
-    Attributes:
-        config: The checked configuration; `as_of` is filled in.
-        run: The run's folder.
-        days: Days of the log up to `as_of`.
-        registry: Where releases live.
-        revision: Revision of the aliases that this run is based on: promotion compares and swaps on it.
-        live: Version that was live when the run started.
-        production: Its bundle, verified; None if nothing is live.
-        parent: What the challenger starts from: production, or None for a cold challenger.
-    """
-
-    config: RetrainConfig
-    run: RunDir
-    days: list[str]
-    registry: Registry
-    revision: int
-    live: str | None
-    production: Bundle | None
-    parent: Bundle | None
-
-    @classmethod
-    def open(cls, config: RetrainConfig) -> Job:
-        """Opens the run: the registry first, because a broken one must stop us before anything is written."""
-        registry = Registry(Path(config.registry.root), config.registry.product)
-        aliases = registry.check()
-        live = registry.production_path()
-        production = read_bundle(live / "bundle") if live is not None else None
-        days = discover_days(config.data)
-        as_of = choose_as_of(config.as_of, days, config.data.root)
-        config = replace(config, as_of=as_of)
-        run = RunDir(config.run_dir, config)
-        _claim(Path(config.rebuild.root))
-        return cls(
-            config=config,
-            run=run,
-            days=[day for day in days if day <= as_of],
-            registry=registry,
-            revision=aliases.revision,
-            live=aliases.production,
-            production=production,
-            parent=production if config.warm_start.source == "production" else None,
-        )
-
-    @property
-    def as_of(self) -> str:
-        return self.config.as_of or ""
-
-    @cached_property
-    def known_until_ms(self) -> int:
-        return day_end_ms(self.as_of, self.config.data.timezone)
-
-    @cached_property
-    def features(self) -> FeatureSpec:
-        """The declared features, and those that production needs to be scored."""
-        declared = self.config.features
-        if self.production is None:
-            return declared
-        needed = from_plain(FeatureSpec, self.production.manifest.features)
-        return replace(
-            declared,
-            counters=_joined(declared.counters, needed.counters),
-            auto=declared.auto or needed.auto,
-            calendar=declared.calendar or needed.calendar,
-            coverage=declared.coverage or needed.coverage,
-        )
-
-    @property
-    def max_history(self) -> int:
-        longest = self.production.manifest.inputs.max_history if self.production else 0
-        return max(self.config.model.max_history, longest)
 
 
 def question(job: Job, health: HealthMap) -> str:
@@ -481,43 +399,10 @@ def dry_run(job: Job, examples: ExamplesManifest, days: DayPlan) -> Summary:
     return job.run.finish(Summary(verdict=None, as_of=job.as_of, status="dry run", transfer=transfer, stages=job.run.records))
 
 
-_claims: list[int] = []  # lock files stay open until the process ends
-
-
-def _claim(root: Path) -> None:
-    """Keeps a second process off the same examples: vocabularies there belong to one run at a time."""
-    root.mkdir(parents=True, exist_ok=True)
-    handle = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process lock: this process may open the same root again
-    except OSError as error:
-        os.close(handle)
-        raise DataError(
-            "another run is using the same examples",
-            where="rebuild.root",
-            got=root,
-            remedy="wait for it, or give this run a rebuild.root of its own",
-        ) from error
-    _claims.append(handle)
-
-
 def _listing(job: Job) -> list[list[Any]]:
     root = Path(job.config.data.root)
     files = [root / name for day in job.days for name in day_folder(job.config.data, day).files]
     return [[str(file), (state := file.stat()).st_size, state.st_mtime_ns] for file in files]
-
-
-def _joined(declared: dict[str, CounterSpec], needed: dict[str, CounterSpec]) -> dict[str, CounterSpec]:
-    for name, counter in needed.items():
-        if name in declared and declared[name] != counter:
-            raise ConfigError(
-                "a feature is declared otherwise than in production's bundle",
-                where=f"features.counters.{name}",
-                got=declared[name],
-                expected=counter,
-                remedy="a changed definition needs a new name; production is still scored with the old one",
-            )
-    return {**declared, **{name: counter for name, counter in needed.items() if name not in declared}}
 
 
 def _partition(root: Path, examples: ExamplesManifest, day: str, bucket: int) -> tuple[pa.Table, pa.Table]:

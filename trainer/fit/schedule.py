@@ -37,4 +37,6 @@ class Schedule:
 def schedule_of(config: ScheduleConfig, steps: int, warm: bool) -> Schedule:
     """Returns the schedule of a run with `steps` steps; a warm start re-warms, because carried moments meet new data."""
     warmup = config.rewarm_steps if warm else config.warmup_steps
-    return Schedule(steps, config.warm_factor if warm else 1.0, min(warmup, max(steps // 4, 1)), int(steps * config.anneal_share), config.anneal_to)
+    return Schedule(
+        steps, config.warm_factor if warm else 1.0, min(warmup, max(steps // 4, 1)), int(steps * config.anneal_share), config.anneal_to
+    )

@@ -326,7 +326,7 @@ class DownstreamConfig:
     trees: int = 150
     leaves: int = 31
     learning_rate: float = 0.05
-    max_rows: int = 2_000_000
+    max_rows: int = 300_000
     threads: int = 1
 
     def __post_init__(self) -> None:

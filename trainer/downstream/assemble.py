@@ -20,7 +20,7 @@ def assemble(
 
     Args:
         examples: Holdout rows with their point-in-time features.
-        predictions: The same rows in the same order: user, label_<action>, weight.
+        predictions: The same rows in the same order: user, time, label_<action>, weight.
         pairs: The same rows: dot, score_<action>.
         user_ND: float32 [N, D], user vector of each row at its request time.
         item_ND: float32 [N, D], item vector of each row, NaN where an item has none.
@@ -33,6 +33,7 @@ def assemble(
     scalars = [name for name in pairs.column_names if name == PAIR_DOT or name.startswith(PAIR_SCORE)]
     columns = {
         "user": predictions["user"],
+        "time": predictions["time"],
         LABEL + action: predictions[LABEL + action],
         WEIGHT: predictions[WEIGHT],
         **{name: examples[name] for name in features},

@@ -18,6 +18,9 @@ def logger(config: TrackingConfig, run_dir: Path) -> Any:
         return None
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    return WandbLogger(project=config.project, name=run_dir.name, save_dir=str(run_dir), offline=config.mode == "offline")
+    # The run is opened here, because Lightning would pass a setting that W&B has retired and warns about.
+    run = wandb.init(project=config.project, name=run_dir.name, dir=str(run_dir), mode=config.mode)
+    return WandbLogger(experiment=run)

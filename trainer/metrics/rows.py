@@ -179,7 +179,8 @@ def interval(estimate: Estimate, rows: Rows, confidence: float = 0.95) -> tuple[
         Lower and upper ends, NaN where there is no standard error.
     """
     spread_G = spread(estimate, rows)
-    reach_G = student_quantile(NormalDist().inv_cdf(0.5 + confidence / 2), spread_G.dof_G) * spread_G.se_G
+    with np.errstate(invalid="ignore"):  # no standard error: NaN, as documented
+        reach_G = student_quantile(NormalDist().inv_cdf(0.5 + confidence / 2), spread_G.dof_G) * spread_G.se_G
     return estimate.value_G - reach_G, estimate.value_G + reach_G
 
 

@@ -22,5 +22,5 @@ def logger(config: TrackingConfig, run_dir: Path) -> Any:
     from lightning.pytorch.loggers import WandbLogger
 
     # The run is opened here, because Lightning would pass a setting that W&B has retired and warns about.
-    run = wandb.init(project=config.project, name=run_dir.name, dir=str(run_dir), mode=config.mode)
+    run = wandb.init(project=config.project, name=run_dir.name, dir=str(run_dir), mode="online" if config.mode == "online" else "offline")
     return WandbLogger(experiment=run)

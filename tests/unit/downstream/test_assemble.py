@@ -1,5 +1,6 @@
 import numpy as np
 import pyarrow as pa
+
 from trainer.config import DownstreamConfig
 from trainer.downstream import assemble, lift
 

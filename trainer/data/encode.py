@@ -129,17 +129,11 @@ class Encoder:
         tokens = tokens.take(pa.array(token_index))
         label_NA, known_NA = self._labels(examples, known_until_ms)
         numeric_NF, present_NF = self._numeric(examples)
-        action_TH, action_known_TH = self._actions(tokens)
         inputs = self.inputs
         return Shard(
             token_offsets_U1=token_offsets,
             target_offsets_U1=target_offsets,
-            token_item_T=self._lookup(tokens["item"], inputs.item_vocabulary),
-            token_item_features_TI=self._rows(tokens, inputs.item_features),
-            token_features_TK=self._rows(tokens, inputs.token_features),
-            token_action_TH=action_TH,
-            token_action_known_TH=action_known_TH,
-            token_time_T=pc.fill_null(tokens["event_time"], NO_CLOCK).to_numpy().astype(np.int64),
+            **self._token_arrays(tokens),
             target_position_N=position_N,
             target_time_N=request_N,
             target_item_N=self._lookup(examples["item"], inputs.item_vocabulary),
@@ -175,17 +169,11 @@ class Encoder:
         first_U1, position_N = _positions(user_T, available_T, user_N, request_N)
         token_offsets, target_offsets, position_N, token_index = _units(user_N, first_U1, position_N, self.inputs.max_history)
         tokens = tokens.take(pa.array(token_index))
-        action_TH, action_known_TH = self._actions(tokens)
         inputs, count = self.inputs, len(users)
         return Shard(
             token_offsets_U1=token_offsets,
             target_offsets_U1=target_offsets,
-            token_item_T=self._lookup(tokens["item"], inputs.item_vocabulary),
-            token_item_features_TI=self._rows(tokens, inputs.item_features),
-            token_features_TK=self._rows(tokens, inputs.token_features),
-            token_action_TH=action_TH,
-            token_action_known_TH=action_known_TH,
-            token_time_T=pc.fill_null(tokens["event_time"], NO_CLOCK).to_numpy().astype(np.int64),
+            **self._token_arrays(tokens),
             target_position_N=position_N,
             target_time_N=request_N,
             target_item_N=np.full(count, OOV_ROW, np.int64),
@@ -239,6 +227,17 @@ class Encoder:
             known.append(ripe_N & np.isfinite(value_N))
             labels.append(np.where(known[-1], value_N, 0.0))
         return np.stack(labels, 1).astype(np.float32), np.stack(known, 1)
+
+    def _token_arrays(self, tokens: pa.Table) -> dict[str, np.ndarray]:
+        action_TH, action_known_TH = self._actions(tokens)
+        return {
+            "token_item_T": self._lookup(tokens["item"], self.inputs.item_vocabulary),
+            "token_item_features_TI": self._rows(tokens, self.inputs.item_features),
+            "token_features_TK": self._rows(tokens, self.inputs.token_features),
+            "token_action_TH": action_TH,
+            "token_action_known_TH": action_known_TH,
+            "token_time_T": pc.fill_null(tokens["event_time"], NO_CLOCK).to_numpy().astype(np.int64),
+        }
 
     def _actions(self, tokens: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         kinds = {action.name: action.kind for action in self.inputs.actions}

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.logs.calendar import BusinessDays
-from trainer.logs.hashing import combine, hash_ids, splitmix64
+from trainer.logs.hashing import combine, hash_ids
 from trainer.rebuild.kernels import merged_intervals
 from trainer.rebuild.serving import ripe
 from trainer.rebuild.sides import SideTable, join
 from trainer.schema.examples import CARRIED, FEATURE, LABEL, LOGGED
+from trainer.schema.ids import splitmix64
 from trainer.schema.logs import LogSpec, NegativesSpec
 from trainer.schema.time import parse_duration
 

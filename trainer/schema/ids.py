@@ -44,12 +44,13 @@ def hash_ids(ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
     if ids.null_count:
         raise DataError("an id is null", got=f"{ids.null_count} of {len(ids)}", expected="every row has an id")
     if pa.types.is_int64(ids.type):
-        return _mix(ids.to_numpy().view(np.uint64))
-    return _mix(_fnv(ids.cast(pa.large_binary())))
+        return splitmix64(ids.to_numpy().view(np.uint64))
+    return splitmix64(_fnv(ids.cast(pa.large_binary())))
 
 
-def _mix(x_N: np.ndarray) -> np.ndarray:
-    x_N = x_N + np.uint64(0x9E3779B97F4A7C15)
+def splitmix64(x_N: np.ndarray) -> np.ndarray:
+    """Mixes uint64 values (the finaliser of SplitMix64; Steele, Lea, Flood 2014); a bijection, so integers never collide."""
+    x_N = x_N.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x_N = (x_N ^ (x_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x_N = (x_N ^ (x_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x_N ^ (x_N >> np.uint64(31))

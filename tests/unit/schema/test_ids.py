@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.errors import DataError
-from trainer.schema.ids import _mix, hash_ids, plain_ids
+from trainer.schema.ids import hash_ids, plain_ids, splitmix64
 
 
 def fnv(text: str) -> int:
@@ -18,7 +18,7 @@ def fnv(text: str) -> int:
 @given(st.lists(st.text(max_size=12), min_size=1), st.integers(0, 3))
 def test_strings_hash_as_a_byte_by_byte_fnv_does(texts: list[str], skip: int):
     ids = pa.array(texts).slice(skip)
-    expected_N = _mix(np.array([fnv(text) for text in texts[skip:]], np.uint64))
+    expected_N = splitmix64(np.array([fnv(text) for text in texts[skip:]], np.uint64))
     assert np.array_equal(hash_ids(ids), expected_N)
 
 

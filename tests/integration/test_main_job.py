@@ -159,3 +159,37 @@ def test_two_runs_give_the_same_bundle(simulated, tmp_path):
         train(configure(*arguments(simulated, tmp_path / name, "run", "as_of=2026-03-04")))
         hashes.append(read_bundle(tmp_path / name / "run" / "challenger").manifest.files)
     assert hashes[0] == hashes[1]
+
+
+def test_a_launch_stands_beside_production_continued(history, simulated, tmp_path):
+    folder, *_ = history
+    for name in ("registry", "examples"):
+        shutil.copytree(folder / name, tmp_path / name)
+    summary = retrain(
+        configure(*arguments(simulated, tmp_path, "run", "as_of=2026-03-07", "gate=launch", "model.layers=2", "release.auto=false"))
+    )
+    assert set(summary.baselines) >= {"counting", "continued"}
+    assert "continued_click" in pq.read_table(tmp_path / "run" / "predictions.parquet").column_names
+    continued = read_bundle(tmp_path / "run" / "continued").manifest
+    assert continued.shape["layers"] == 1 and "2026-03-06" in continued.trained
+
+
+def test_a_dry_run_prints_the_plan_and_trains_nothing(history, simulated, tmp_path, capsys):
+    folder, *_ = history
+    for name in ("registry", "examples"):
+        shutil.copytree(folder / name, tmp_path / name)
+    summary = train(configure(*arguments(simulated, tmp_path, "run", "as_of=2026-03-07", "model.layers=2", "warm_start.dry_run=true")))
+    assert summary.status == "dry run" and summary.transfer["exact"]
+    assert "inserted as identity" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "challenger").exists()
+
+
+def test_production_that_is_no_bundle_is_judged_from_its_logged_scores(simulated, tmp_path):
+    summary = retrain(configure(*arguments(simulated, tmp_path, "run", "as_of=2026-03-05")))
+    assert summary.versions["production"] is None and summary.production is not None
+    table = pq.read_table(tmp_path / "run" / "predictions.parquet")
+    assert {"production_click", "value_production"} <= set(table.column_names)
+    assert any(
+        check["name"] == "ne" and check["action"] == "click"
+        for check in json.loads((tmp_path / "run" / "verdict.json").read_text())["checks"]
+    )

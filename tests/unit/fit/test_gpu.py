@@ -1,0 +1,36 @@
+"""What only a CUDA device can show; run with ``pytest -m gpu``."""
+
+import numpy as np
+import pytest
+import torch
+
+import models
+from tests import small
+from tests.unit.fit.test_fit import MODEL, losses, run
+from trainer.config import FitConfig
+from trainer.data import take
+from trainer.fit.train import shape_of
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize("name", ["sasrec", "hstu"])
+def test_cuda_scores_equal_cpu_scores(name):
+    encoder = small.encoder()
+    torch.manual_seed(0)
+    ranker = models.build(shape_of(small.model_config(name=name), encoder.inputs, encoder.vocabularies)).eval()
+    batch = take(encoder.encode(*small.tables(), 100 * small.HOUR), np.arange(20))
+    with torch.inference_mode():
+        here = ranker(batch).output_NO
+        there = ranker.cuda()(batch.to("cuda")).output_NO.cpu()
+        with torch.autocast("cuda", torch.bfloat16):
+            rounded = ranker(batch.to("cuda")).output_NO.float().cpu()
+    assert (here - there).abs().max() <= 1e-4 * here.abs().max()
+    assert (here - rounded).abs().max() <= 0.05 * here.abs().max()
+
+
+def test_bf16_training_on_cuda_lowers_the_loss(tmp_path):
+    config = FitConfig(batch_targets=32, progress=False, device="gpu", precision="bf16")
+    values = [loss for _, loss in losses(run(tmp_path, config=config, shards=6))]
+    assert np.isfinite(values).all() and np.mean(values[-8:]) < np.mean(values[:8])
+    assert MODEL.dim == 16

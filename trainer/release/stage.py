@@ -52,7 +52,7 @@ def stage_release(
 
 
 def _staged(run_dir: Path) -> Path:
-    """Gathers a release in one folder, by hard link where the file system allows it."""
+    """Gathers a release in one folder."""
     staged = run_dir / "staged"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()

@@ -21,18 +21,9 @@ from trainer.schema.logs import LogSpec
 from trainer.schema.policy import GatePolicy, RuleSet
 from trainer.schema.simulation import SimulationSpec
 from trainer.schema.time import parse_day
+from trainer.schema.validate import choice, positive
 
 T = TypeVar("T")
-
-
-def _positive(where: str, value: float) -> None:
-    if value <= 0:
-        raise ConfigError("must be positive", where=where, got=value)
-
-
-def _choice(where: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError("unknown choice", where=where, got=value, remedy=nearest(value, allowed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +74,7 @@ class RebuildConfig:
     compression: str = "zstd"
 
     def __post_init__(self) -> None:
-        _choice("rebuild.engine", self.engine, ("local",))
+        choice("rebuild.engine", self.engine, ("local",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +102,9 @@ class ModelConfig:
     user_id: bool = False
 
     def __post_init__(self) -> None:
-        _choice("model.name", self.name, ("sasrec", "hstu"))
+        choice("model.name", self.name, ("sasrec", "hstu"))
         for name in ("dim", "layers", "heads", "head_dim", "ffn_dim", "context_dim", "max_history"):
-            _positive(f"model.{name}", getattr(self, name))
+            positive(f"model.{name}", getattr(self, name))
         if self.head_dim % 2:
             raise ConfigError("rotary positions need an even head width", where="model.head_dim", got=self.head_dim)
 
@@ -140,9 +131,9 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        _choice("optimizer.name", self.name, ("adamw",))
-        _positive("optimizer.lr", self.lr)
-        _positive("optimizer.embedding_lr", self.embedding_lr)
+        choice("optimizer.name", self.name, ("adamw",))
+        positive("optimizer.lr", self.lr)
+        positive("optimizer.embedding_lr", self.embedding_lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +180,9 @@ class WarmStartConfig:
     replay_share: float = 0.0
 
     def __post_init__(self) -> None:
-        _choice("warm_start.source", self.source, ("production", "none"))
-        _choice("warm_start.new_ids", self.new_ids, ("oov", "mean", "zero"))
-        _choice("warm_start.optimizer", self.optimizer, ("carry", "reset"))
+        choice("warm_start.source", self.source, ("production", "none"))
+        choice("warm_start.new_ids", self.new_ids, ("oov", "mean", "zero"))
+        choice("warm_start.optimizer", self.optimizer, ("carry", "reset"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +222,10 @@ class FitConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        _choice("fit.device", self.device, ("auto", "cpu", "gpu", "ddp"))
-        _choice("fit.precision", self.precision, ("fp32", "bf16"))
+        choice("fit.device", self.device, ("auto", "cpu", "gpu", "ddp"))
+        choice("fit.precision", self.precision, ("fp32", "bf16"))
         for name in ("passes", "warm_passes", "batch_targets", "batch_tokens", "checkpoint_steps", "devices"):
-            _positive(f"fit.{name}", getattr(self, name))
+            positive(f"fit.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +255,7 @@ class EvaluationConfig:
     bootstrap: int = 200
 
     def __post_init__(self) -> None:
-        _positive("evaluation.holdout_days", self.holdout_days)
+        positive("evaluation.holdout_days", self.holdout_days)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,9 +292,9 @@ class ExportConfig:
     max_zero_share: float = 0.01
 
     def __post_init__(self) -> None:
-        _positive("export.shard_rows", self.shard_rows)
+        positive("export.shard_rows", self.shard_rows)
         for entity in self.entities:
-            _choice("export.entities", entity, ("user", "item"))
+            choice("export.entities", entity, ("user", "item"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +322,7 @@ class DownstreamConfig:
 
     def __post_init__(self) -> None:
         for name in ("trees", "learning_rate", "max_rows", "threads"):
-            _positive(f"downstream.{name}", getattr(self, name))
+            positive(f"downstream.{name}", getattr(self, name))
         if self.leaves < 2:
             raise ConfigError("a tree needs two leaves", where="downstream.leaves", got=self.leaves)
 
@@ -370,8 +361,8 @@ class TrackingConfig:
     project: str = "rewarm"
 
     def __post_init__(self) -> None:
-        _choice("tracking.name", self.name, ("wandb", "none"))
-        _choice("tracking.mode", self.mode, ("offline", "online", "disabled"))
+        choice("tracking.name", self.name, ("wandb", "none"))
+        choice("tracking.mode", self.mode, ("offline", "online", "disabled"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,8 +386,8 @@ class NextItemConfig:
     validate_every: int = 1
 
     def __post_init__(self) -> None:
-        _positive("next_item.top_k", self.top_k)
-        _positive("next_item.validate_every", self.validate_every)
+        positive("next_item.top_k", self.top_k)
+        positive("next_item.validate_every", self.validate_every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -478,7 +469,7 @@ class ReleaseRunConfig:
     override: bool = False
 
     def __post_init__(self) -> None:
-        _choice("action", self.action, ("promote", "rollback", "freeze", "unfreeze", "status"))
+        choice("action", self.action, ("promote", "rollback", "freeze", "unfreeze", "status"))
 
 
 def load(kind: type[T], values: Any, where: str = "") -> T:

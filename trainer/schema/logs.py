@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from trainer.errors import ConfigError, nearest
 from trainer.schema.time import parse_duration, timezone
+from trainer.schema.validate import choice
 
 LOG_SPEC_VERSION = 1
 
@@ -18,11 +19,6 @@ ACTION_KINDS = ("binary", "count", "duration")
 FEATURE_KINDS = ("categorical", "numeric")
 TRANSFORMS = ("none", "log", "logit")
 CRITICALITIES = ("required", "important", "optional")
-
-
-def _one_of(value: str, allowed: tuple[str, ...], where: str) -> None:
-    if value not in allowed:
-        raise ConfigError("unknown choice", where=where, got=value, remedy=nearest(value, allowed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +40,7 @@ class LayoutSpec:
     manifest: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of(self.format, ("parquet", "csv"), "data.layout.format")
+        choice("data.layout.format", self.format, ("parquet", "csv"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +60,7 @@ class TimeSpec:
     delay: str = "0"
 
     def __post_init__(self) -> None:
-        _one_of(self.unit, ("s", "ms", "us", "ns"), "data.*.unit")
+        choice("data.*.unit", self.unit, ("s", "ms", "us", "ns"))
         parse_duration(self.delay, "data.*.delay")
         if self.column and self.expression:
             raise ConfigError("an instant has a column or an expression, not both", got=f"{self.column}, {self.expression}")
@@ -95,7 +91,7 @@ class ActionSpec:
     history: bool = True
 
     def __post_init__(self) -> None:
-        _one_of(self.kind, ACTION_KINDS, "data.actions.*.kind")
+        choice("data.actions.*.kind", self.kind, ACTION_KINDS)
         parse_duration(self.maturity, "data.actions.*.maturity")
 
     @property
@@ -126,9 +122,9 @@ class ColumnSpec:
     token: bool = False
 
     def __post_init__(self) -> None:
-        _one_of(self.kind, FEATURE_KINDS, "data.features.*.kind")
-        _one_of(self.transform, TRANSFORMS, "data.features.*.transform")
-        _one_of(self.criticality, CRITICALITIES, "data.features.*.criticality")
+        choice("data.features.*.kind", self.kind, FEATURE_KINDS)
+        choice("data.features.*.transform", self.transform, TRANSFORMS)
+        choice("data.features.*.criticality", self.criticality, CRITICALITIES)
         if self.token and self.kind != "categorical":
             raise ConfigError("only a categorical feature can be carried by history tokens", where="data.features.*.token")
 
@@ -157,7 +153,7 @@ class SideTableSpec:
     static: bool = False
 
     def __post_init__(self) -> None:
-        _one_of(self.entity, ("user", "item"), "data.side_tables.*.entity")
+        choice("data.side_tables.*.entity", self.entity, ("user", "item"))
         if self.valid_from is None and not self.static:
             raise ConfigError(
                 "a side table without validity time could carry the future into the past",
@@ -201,7 +197,7 @@ class ServingSpec:
     period: str = "1d"
 
     def __post_init__(self) -> None:
-        _one_of(self.mode, ("realtime", "snapshot"), "data.serving.mode")
+        choice("data.serving.mode", self.mode, ("realtime", "snapshot"))
         if self.mode == "snapshot" and parse_duration(self.period, "data.serving.period") == 0:
             raise ConfigError("snapshots need a period", where="data.serving.period", got=self.period)
 
@@ -223,7 +219,7 @@ class NegativesSpec:
     rate: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of(self.sampler, ("recent_popularity", "uniform"), "data.negatives.sampler")
+        choice("data.negatives.sampler", self.sampler, ("recent_popularity", "uniform"))
         if self.per_positive < 1:
             raise ConfigError("negatives per positive must be at least 1", where="data.negatives.per_positive", got=self.per_positive)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.errors import ConfigError, nearest
+from trainer.errors import ConfigError
+from trainer.schema.validate import choice, positive
 
 POLICY_VERSION = 1
 
@@ -21,11 +22,6 @@ VALUE = "value"  # name of the value function where a rule refers to a score
 CROSS = "*"  # "country*platform" is the cross of two slice columns
 
 
-def _choice(where: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError("unknown choice", where=where, got=value, remedy=nearest(value, allowed))
-
-
 def _within(where: str, value: float, low: float, high: float) -> None:
     if not low < value < high:
         raise ConfigError("out of range", where=where, got=value, expected=f"more than {low:g} and less than {high:g}")
@@ -33,8 +29,7 @@ def _within(where: str, value: float, low: float, high: float) -> None:
 
 def _positive(policy: Any, *names: str) -> None:
     for name in names:
-        if not getattr(policy, name) > 0:  # also refuses NaN
-            raise ConfigError("must be positive", where=f"gate.{name}", got=getattr(policy, name))
+        positive(f"gate.{name}", getattr(policy, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +114,7 @@ class GatePolicy:
     severity: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _choice("gate.first", self.first, FIRST)
+        choice("gate.first", self.first, FIRST)
         _within("gate.confidence", self.confidence, 0.5, 1.0)
         _within("gate.power", self.power, 0.0, 1.0)
         _within("gate.false_alarms_per_year / gate.runs_per_year", self.alpha, 0.0, 0.5)
@@ -137,8 +132,8 @@ class GatePolicy:
             )  # fmt: skip
         for key, value in self.severity.items():
             if not key.startswith(CHECK_PREFIXES):
-                _choice("gate.severity", key, FAMILIES + CHECKS)
-            _choice(f"gate.severity.{key}", value, SEVERITIES)
+                choice("gate.severity", key, FAMILIES + CHECKS)
+            choice(f"gate.severity.{key}", value, SEVERITIES)
 
     @property
     def alpha(self) -> float:

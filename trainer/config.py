@@ -54,7 +54,7 @@ class RebuildConfig:
     """Point-in-time rebuild.
 
     Attributes:
-        root: Folder of the examples; content-addressed, so runs may share it.
+        root: Folder of the examples; content-addressed, so runs may share it, one at a time.
         user_buckets: Partitions of a day by user.
         entity_buckets: Partitions of the entity pass.
         workers: Processes of the local pool.

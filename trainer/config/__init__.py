@@ -1,0 +1,37 @@
+"""Typed configuration: Hydra composes YAML, `load` turns it into dataclasses and refuses what it does not know.
+
+YAML supplies values only; no class names. Past `load`, code works with checked dataclasses. Unknown keys are refused wherever
+they come from (also ``++typo=1``, which Hydra itself lets pass), with the nearest valid key.
+"""
+
+from trainer.config.inputs import RebuildConfig, ScanConfig
+from trainer.config.jobs import GateRunConfig, ReleaseRunConfig, RetrainConfig, ScanRunConfig, SimulateConfig
+from trainer.config.judging import EvaluationConfig, ValueConfig
+from trainer.config.load import load, resolve_log_spec
+from trainer.config.shipping import DownstreamConfig, ExportConfig, RegistryConfig, ReleaseConfig, TrackingConfig
+from trainer.config.training import FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
+
+__all__ = [
+    "DownstreamConfig",
+    "EvaluationConfig",
+    "ExportConfig",
+    "FitConfig",
+    "GateRunConfig",
+    "ModelConfig",
+    "NextItemConfig",
+    "OptimizerConfig",
+    "RebuildConfig",
+    "RegistryConfig",
+    "ReleaseConfig",
+    "ReleaseRunConfig",
+    "RetrainConfig",
+    "ScanConfig",
+    "ScanRunConfig",
+    "ScheduleConfig",
+    "SimulateConfig",
+    "TrackingConfig",
+    "ValueConfig",
+    "WarmStartConfig",
+    "load",
+    "resolve_log_spec",
+]

@@ -1,0 +1,102 @@
+"""Configuration of what leaves the run: embeddings, the downstream model, releases, tracking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trainer.errors import ConfigError
+from trainer.schema.validate import choice, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Embeddings for consumers.
+
+    Attributes:
+        enabled: Whether the stage runs.
+        entities: ``user`` and/or ``item``.
+        wide: Whether a view with one float32 column a dimension is written beside the vector column.
+        shard_rows: Rows a shard.
+        min_coverage: Smallest share of the holdout's rows whose entity must have a vector; below it the export is refused.
+        max_zero_share: Largest share of all-zero vectors; above it the export is refused.
+    """
+
+    enabled: bool = True
+    entities: list[str] = field(default_factory=lambda: ["user", "item"])
+    wide: bool = True
+    shard_rows: int = 200_000
+    min_coverage: float = 0.2
+    max_zero_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        positive("export.shard_rows", self.shard_rows)
+        for entity in self.entities:
+            choice("export.entities", entity, ("user", "item"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownstreamConfig:
+    """The final ranking model behind the embeddings.
+
+    Attributes:
+        enabled: Whether LightGBM is trained with and without the exported features (needs the extra ``downstream``).
+        action: Binary action it predicts; null takes the first gated one.
+        trees: Boosting rounds.
+        leaves: Leaves a tree.
+        learning_rate: Shrinkage.
+        max_rows: Training rows at most (the newest).
+        threads: Threads of the library. One, because its threads wait by spinning: on a machine that others use, two were four
+            times slower than one. The result does not depend on it.
+    """
+
+    enabled: bool = True
+    action: str | None = None
+    trees: int = 150
+    leaves: int = 31
+    learning_rate: float = 0.05
+    max_rows: int = 300_000
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("trees", "learning_rate", "max_rows", "threads"):
+            positive(f"downstream.{name}", getattr(self, name))
+        if self.leaves < 2:
+            raise ConfigError("a tree needs two leaves", where="downstream.leaves", got=self.leaves)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """Where bundles and releases live: ``root/<product>/``."""
+
+    root: str
+    product: str = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseConfig:
+    """What happens after the verdict.
+
+    Attributes:
+        auto: Whether PROMOTE is carried out.
+    """
+
+    auto: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Experiment tracking mirrors the run; nothing depends on it.
+
+    Attributes:
+        name: ``wandb`` or ``none``.
+        mode: ``offline`` or ``online``.
+        project: Project name.
+    """
+
+    name: str = "wandb"
+    mode: str = "offline"
+    project: str = "rewarm"
+
+    def __post_init__(self) -> None:
+        choice("tracking.name", self.name, ("wandb", "none"))
+        choice("tracking.mode", self.mode, ("offline", "online", "disabled"))

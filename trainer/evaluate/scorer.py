@@ -64,23 +64,34 @@ class RankerScorer:
             One score a row and action.
         """
         shard = self.encoder.encode(examples, tail, known_until_ms)
-        actions = self.ranker.shape.actions
-        scores = {action.name: np.full(len(examples), np.nan) for action in actions}
+        scores = expected(self.ranker, shard, self.device)
         dot_N = np.full(len(examples), np.nan, np.float32)
         user_ND = np.full((len(examples), self.ranker.shape.dim), np.nan, np.float32)
         for batch in batches_of(shard):
             on_device = batch.to(self.device)
             with torch.inference_mode():
-                output_NO = self.ranker(on_device).output_NO
-                expected_NA = expectations(output_NO.float(), actions).double().cpu().numpy()
                 users_ND = self.ranker.user_vectors(on_device)
                 items_ND = self.ranker.item_vectors(on_device.target_item_N, on_device.target_item_features_NI)
             row_N = batch.row_N.numpy()
             user_ND[row_N] = users_ND.float().cpu().numpy()
             dot_N[row_N] = (users_ND * items_ND).sum(-1).float().cpu().numpy()
-            for index, action in enumerate(actions):
-                scores[action.name][row_N] = expected_NA[:, index]
         return ScoredPartition(scores, dot_N, user_ND)
+
+
+def expected(ranker: Ranker, shard: Shard, device: torch.device | str = "cpu") -> dict[str, np.ndarray]:
+    """Scores every target of a shard with a ranker in evaluation mode.
+
+    Returns:
+        Action -> float64 [N] in the order of the shard's examples: probability (binary) or expectation (count, seconds).
+    """
+    actions = ranker.shape.actions
+    scores = {action.name: np.full(len(shard.row_N), np.nan) for action in actions}
+    for batch in batches_of(shard):
+        with torch.inference_mode():
+            expected_NA = expectations(ranker(batch.to(device)).output_NO.float(), actions).double().cpu().numpy()
+        for index, action in enumerate(actions):
+            scores[action.name][batch.row_N.numpy()] = expected_NA[:, index]
+    return scores
 
 
 def batches_of(shard: Shard) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def fit(
     folder: Path,
     moments: dict[str, dict[str, Tensor]] | None = None,
     logger: Any = None,
+    callbacks: Sequence[Callback] = (),
 ) -> FitResult:
     """Trains `ranker` on every batch of `plan`, once.
 
@@ -107,6 +109,7 @@ def fit(
         folder: Folder for the resumable checkpoint; a checkpoint found there is resumed from.
         moments: Carried optimizer moments: parameter -> {exp_avg, exp_avg_sq, step}.
         logger: Lightning logger or None.
+        callbacks: Observers; they see every step before the cursor moves on, and a resumed run restores their state.
 
     Returns:
         Weights, moments and the log of the run.
@@ -130,7 +133,7 @@ def fit(
         log_file=folder / _STEPS,
     )
     data = BatchModule(store, plan, config.workers)
-    trainer = _trainer(config, folder, plan.steps, logger)
+    trainer = _trainer(config, folder, logger, callbacks)
     resume = folder / _RESUME
     if not resume.exists():
         (folder / _STEPS).unlink(missing_ok=True)
@@ -156,12 +159,12 @@ def fit(
     )
 
 
-def _trainer(config: FitConfig, folder: Path, steps: int, logger: Any) -> L.Trainer:
+def _trainer(config: FitConfig, folder: Path, logger: Any, observers: Sequence[Callback]) -> L.Trainer:
     device = config.device
     if device == "auto":
         device = "gpu" if torch.cuda.is_available() else "cpu"
     on_gpu = device == "gpu" or (device == "ddp" and torch.cuda.is_available())
-    callbacks: list[Callback] = [CursorAndCheckpoint(folder, config.checkpoint_steps)]
+    callbacks: list[Callback] = [*observers, CursorAndCheckpoint(folder, config.checkpoint_steps)]
     if config.progress and os.isatty(2):
         callbacks.append(RichProgressBar())
     return L.Trainer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 import models
@@ -112,6 +113,7 @@ def train(
     *,
     model: ModelConfig | None = None,
     logger: Any = None,
+    watch: Callable[[Encoder], list[Callback]] | None = None,
 ) -> Trained:
     """Trains a challenger.
 
@@ -124,6 +126,7 @@ def train(
         out: Folder of the bundle; scratch files lie beside it.
         model: Shape to train instead of ``config.model`` (production continued).
         logger: Lightning logger.
+        watch: Builds observers of the training loop from the run's encoder (a backtest's meter).
 
     Returns:
         The verified bundle and what is to be said about it.
@@ -170,6 +173,7 @@ def train(
         folder=out.parent / f"{out.name}-fit",
         moments=start.moments,
         logger=logger,
+        callbacks=watch(encoder) if watch else (),
     )
     lengths = [store.lengths(key) for key in _keys(manifest, days.train)]
     log = TrainLog(

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from trainer.fit import Trained
 
 
-def train(job: Job, examples: ExamplesManifest, days: DayPlan) -> Trained:
-    """Trains the challenger."""
-    return _train(job, examples, days, "challenger", job.parent, {})
+def train(job: Job, examples: ExamplesManifest, days: DayPlan, **options: Any) -> Trained:
+    """Trains the challenger; `options` are those of `trainer.fit.train`."""
+    return _train(job, examples, days, "challenger", job.parent, options)
 
 
 def continue_production(job: Job, examples: ExamplesManifest, days: DayPlan) -> Trained | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.schema.repair import CALIBRATORS, PLATT, REPAIRS
 from trainer.schema.validate import choice, positive
 
 POLICY_VERSION = 1
@@ -16,7 +17,7 @@ POLICY_VERSION = 1
 FIRST = ("hold", "promote")
 SEVERITIES = ("block", "warn", "info")
 FAMILIES = ("ranking", "loss", "calibration", "scores", "slate", "baseline")  # `data` checks always block: the gate fails closed
-CHECKS = ("auc", "gauc", "rank_correlation", "ndcg", "ne", "deviance", "calibration", "ecce", "slice_coverage")
+CHECKS = ("auc", "gauc", "rank_correlation", "ndcg", "ne", "deviance", "calibration", "ecce", "slice_coverage", "label_sanity", "rescoring")
 CHECK_PREFIXES = ("share_", "churn_", "slate_", "auc_vs_", "gauc_vs_", "ne_vs_", "rank_correlation_vs_", "deviance_vs_")
 VALUE = "value"  # name of the value function where a rule refers to a score
 CROSS = "*"  # "country*platform" is the cross of two slice columns
@@ -75,6 +76,17 @@ class GatePolicy:
         max_slice_values: Values of a slice column that are judged, largest first; a column with more is binned if it is a number.
         numeric_bins: Equal-mass bins of a numeric slice column.
         untestable_share: Holds when slices with more than this share of the rows are not testable.
+        repair: Repairs that are tried on a challenger that is not promoted, which is then judged again on users they were not fitted
+            on: ``map`` (a strictly increasing curve onto production's scale), ``calibrate`` (onto the labels'). With both, a score is
+            mapped, but calibrated where production itself is shown to be off by more than `calibration_margin` and no declared rule
+            reads it: a map would keep that error for ever.
+        calibrator: How `calibrate` fits: ``platt`` (slope and shift on the logit: scale and spread, strictly increasing, steady with
+            few positives), ``temperature`` (slope alone: spread) or ``isotonic`` (any increasing shape; wants many positives).
+        repair_share: Share of the users that repairs are fitted on; the others decide.
+        production_record: File with production's recorded calibration: the ``eval.json`` that was sealed with it, or a mapping
+            {action: {ratio, ne, base_rate, n}}; null takes that of the live release in the main job, and none elsewhere.
+        record_margin: Change of production's own sum p / sum y against its record that holds: labels or the world changed.
+        record_ne_margin: Relative increase of production's own NE against its record that holds.
         severity: Family or check name -> ``block``, ``warn`` or ``info``, where it differs from the default.
     """
 
@@ -111,6 +123,12 @@ class GatePolicy:
     max_slice_values: int = 200
     numeric_bins: int = 5
     untestable_share: float = 0.2
+    repair: list[str] = field(default_factory=list)
+    calibrator: str = PLATT
+    repair_share: float = 0.5
+    production_record: str | None = None
+    record_margin: float = 0.05
+    record_ne_margin: float = 0.03
     severity: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,6 +141,10 @@ class GatePolicy:
         _positive(self, "suspicious_relative", "min_rows", "min_positives", "max_slice_values", "numeric_bins", "prove_within")
         for share in self.quantiles:
             _within("gate.quantiles", share, 0.0, 1.0)
+        for repair in self.repair:
+            choice("gate.repair", repair, REPAIRS)
+        choice("gate.calibrator", self.calibrator, CALIBRATORS)
+        _within("gate.repair_share", self.repair_share, 0.0, 1.0)
         if self.prove_within < 1:
             raise ConfigError("a pass demands at most the margin", where="gate.prove_within", got=self.prove_within, expected="1 or more")
         if self.calibration_slack < 0 or not 0 <= self.untestable_share <= 1:

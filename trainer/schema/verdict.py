@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 VERDICT_VERSION = 1
 
@@ -57,6 +58,45 @@ class Check:
         return f"{self.name}/{self.action}/{self.slice}"
 
 
+APPLIED = "applied"
+NO_HELP = "no help"
+REFUSED = "refused"
+NOT_ATTEMPTED = "not attempted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairReport:
+    """Repairs of a challenger that was not promoted as it came.
+
+    Attributes:
+        status: ``applied`` (the verdict is that of the repaired challenger, and the curves belong to its release), ``no help`` (the
+            repaired challenger was judged no better), ``refused`` (no curve could be fitted), or ``not attempted`` (something failed
+            that no increasing curve mends).
+        sentence: What was done, or why not.
+        sha256: Identity of the curves (`trainer.schema.repair.Repair.sha256`); null unless applied.
+        fitted_rows: Rows that curves were fitted on.
+        fitted_users: Their users.
+        judged_rows: Rows that the repaired challenger was judged on.
+        judged_users: Their users, none of them among the fitted ones.
+        before: Verdict, reason and failed checks of the challenger as it came, on all rows.
+        after: The same of the repaired one, on the judged rows; empty if it was not judged.
+        actions: Action -> method, reason, and {ratio, ne, base_rate, n} ``before`` and ``after`` on the judged rows.
+        mended: Path of a check that failed -> estimate ``before``, ``after``, and the ``margin``.
+    """
+
+    status: str
+    sentence: str
+    sha256: str | None = None
+    fitted_rows: int = 0
+    fitted_users: int = 0
+    judged_rows: int = 0
+    judged_users: int = 0
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    actions: dict[str, Any] = field(default_factory=dict)
+    mended: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The gate's decision.
@@ -68,6 +108,7 @@ class Verdict:
         policy: Name of the policy.
         checks: Every check, the deciding ones first.
         failed: Paths of the blocking checks that failed.
+        repair: What repairs were tried on the challenger, if any were asked for and it was not promoted as it came.
     """
 
     version: int = VERDICT_VERSION
@@ -76,3 +117,4 @@ class Verdict:
     policy: str
     checks: list[Check]
     failed: list[str]
+    repair: RepairReport | None = None

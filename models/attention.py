@@ -77,17 +77,50 @@ class CausalLayout:
     Attributes:
         padded: The rows of each sequence, grouped by length.
         inverse_R: int64, place of each row among the padded positions.
+        bias: float32 [B, 1, L, L] a group, added to the scores where the front row stands for padding; else None a group.
     """
 
     padded: Padded
     inverse_R: Tensor
+    bias: tuple[Tensor | None, ...]
 
 
-def causal_layout(packing: Packing) -> CausalLayout:
-    """Groups sequences by length."""
+def causal_layout(packing: Packing, padding: int | None = None) -> CausalLayout:
+    """Groups sequences by length.
+
+    Args:
+        packing: Rows of the batch.
+        padding: Length of the window whose padding the front rows stand for (`models.ranker.RankerShape.padding`).
+    """
     groups = _groups(_rounded(packing.length_S))
-    padded = _pad([(packing.start_S[group_B], packing.length_S[group_B]) for group_B in groups])
-    return CausalLayout(padded, _inverse(padded, [packing.length_S[group_B] for group_B in groups], len(packing.sequence_R)))
+    lengths = [packing.length_S[group_B] for group_B in groups]
+    padded = _pad([(packing.start_S[group_B], length_B) for group_B, length_B in zip(groups, lengths, strict=True)])
+    bias = tuple(
+        None if padding is None else _padding_bias(length_B, longest, padding)
+        for length_B, (_, longest) in zip(lengths, padded.shapes, strict=True)
+    )
+    return CausalLayout(padded, _inverse(padded, lengths, len(packing.sequence_R)), bias)
+
+
+def padding_weight(length: Tensor, padding: int) -> Tensor:
+    """Returns the logarithm of the padding beside a sequence: adding it to one score counts that key so many times.
+
+    Args:
+        length: int64, rows of each sequence, the front row included.
+        padding: Length of the window.
+
+    Returns:
+        float32; -inf where there is no padding.
+    """
+    return (padding + 1 - length).clamp(min=0).float().log()
+
+
+def _padding_bias(length_B: Tensor, longest: int, padding: int) -> Tensor:
+    earlier_LL = torch.ones(longest, longest, dtype=torch.bool, device=length_B.device).tril()
+    bias_LL = torch.zeros(longest, longest, device=length_B.device).masked_fill_(~earlier_LL, -torch.inf)
+    bias_BLL = bias_LL.repeat(len(length_B), 1, 1)
+    bias_BLL[:, 1:, 0] = padding_weight(length_B, padding)[:, None]  # the front row sees itself, however little padding there is
+    return bias_BLL[:, None]
 
 
 def causal_attention(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, layout: CausalLayout) -> Tensor:
@@ -105,17 +138,23 @@ def causal_attention(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, layout: Causal
         [R, H, E].
     """
     outputs = []
-    for q_BHLE, k_BHLE, v_BHLE in zip(*map(layout.padded.gather, (q_RHE, k_RHE, v_RHE)), strict=True):
-        out_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE, is_causal=True, scale=1.0)
+    for q_BHLE, k_BHLE, v_BHLE, bias in zip(*map(layout.padded.gather, (q_RHE, k_RHE, v_RHE)), layout.bias, strict=True):
+        mask = None if bias is None else bias.to(q_BHLE.dtype)
+        out_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE, attn_mask=mask, is_causal=mask is None, scale=1.0)
         outputs.append(out_BHLE.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).index_select(0, layout.inverse_R)
 
 
-def dense_causal_attention(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, packing: Packing) -> Tensor:
+def dense_causal_attention(
+    q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, packing: Packing, padding: int | None = None
+) -> Tensor:
     """The twin of `causal_attention`: one R x R mask over the whole batch. For tests and for tracing to other runtimes."""
     same = packing.sequence_R[:, None] == packing.sequence_R[None, :]
     earlier = packing.position_R[:, None] >= packing.position_R[None, :]
     score_HRR = torch.einsum("qhe,khe->hqk", q_RHE, k_RHE).masked_fill(~(same & earlier), -torch.inf)
+    if padding is not None:
+        front_R, weight_R = packing.position_R == 0, padding_weight(packing.length_S, padding)[packing.sequence_R]
+        score_HRR = score_HRR + torch.where(~front_R[:, None] & front_R[None, :], weight_R[None, :], 0.0).to(score_HRR.dtype)
     return torch.einsum("hqk,khe->qhe", score_HRR.softmax(-1), v_RHE)
 
 

@@ -46,7 +46,8 @@ class FeatureTables(nn.Module):
 class TokenEmbedding(nn.Module):
     """Embeds history tokens, BOS rows and, for target-aware rankers, targets.
 
-    token = item row + item features + token features + actions (by value, and by being known) + time since the token before.
+    token = item row + item features + token features + actions (by value, and by being known) + time since the token before
+    (+ learned position, where the shape has them).
 
     Args:
         shape: Shape of the ranker.
@@ -59,13 +60,18 @@ class TokenEmbedding(nn.Module):
         self.item = Table(rows, dim, (f"vocab:{shape.item_vocabulary}", "dim"))
         self.item_features = FeatureTables(shape.item_features, shape.vocabularies, dim, "dim")
         self.token_features = FeatureTables(shape.token_features, shape.vocabularies, dim, "dim")
-        self.dimensions = {
-            "action_value": ("history_action", "dim"), "action_known": ("history_action", "dim"), "gap": ("fixed", "dim"), "bos": ("dim",),
+        self.dimensions: dict[str, tuple[str, ...]] = {
+            "action_value": ("history_action", "dim"), "action_known": ("history_action", "dim"), "gap": ("fixed", "dim"),
         }
         self.action_value = nn.Parameter(torch.empty(actions, dim).normal_(std=TABLE_STD))
         self.action_known = nn.Parameter(torch.empty(actions, dim).normal_(std=TABLE_STD))
         self.gap = nn.Parameter(torch.empty(GAP_BUCKETS, dim).normal_(std=TABLE_STD))
-        self.bos = nn.Parameter(torch.empty(dim).normal_(std=TABLE_STD))
+        if shape.padding is None:
+            self.dimensions["bos"] = ("dim",)
+        self.bos = nn.Parameter(torch.empty(dim).normal_(std=TABLE_STD)) if shape.padding is None else None
+        if shape.positions:
+            self.dimensions["position"] = ("position", "dim")
+        self.position = nn.Parameter(torch.empty(shape.positions, dim).normal_(std=TABLE_STD)) if shape.positions else None
         if targets:
             self.dimensions["target"] = ("dim",)
             self.target = nn.Parameter(torch.empty(dim).normal_(std=TABLE_STD))
@@ -82,7 +88,10 @@ class TokenEmbedding(nn.Module):
         token_TD = self.token_features.add_to(self.items(batch.token_item_T, batch.token_item_features_TI), batch.token_features_TK)
         token_TD = token_TD + batch.token_action_TH.to(token_TD.dtype) @ self.action_value
         token_TD = token_TD + batch.token_action_known_TH.to(token_TD.dtype) @ self.action_known
-        row_RD = torch.cat([self.bos[None], token_TD]).index_select(0, packing.source_R)
+        front_D = token_TD.new_zeros(token_TD.shape[1]) if self.bos is None else self.bos
+        row_RD = torch.cat([front_D[None], token_TD]).index_select(0, packing.source_R)
+        if self.position is not None:  # older tokens than there are rows share the oldest row
+            row_RD = row_RD + nn.functional.embedding(packing.from_end_R.clamp(max=len(self.position) - 1), self.position)
         return self.dropout(row_RD + nn.functional.embedding(gap_bucket(time_R, before_R), self.gap))
 
     def target_rows(self, batch: Batch, packing: Packing) -> Tensor:
@@ -98,7 +107,7 @@ class ItemTower(nn.Module):
 
     def __init__(self, shape: RankerShape) -> None:
         super().__init__()
-        self.project = Projection(shape.dim, shape.dim, ("dim", "dim"))
+        self.project = Projection(shape.dim, shape.dim, ("vector", "dim"))
         with torch.no_grad():
             self.project.weight.copy_(torch.eye(shape.dim))
 

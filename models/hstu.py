@@ -56,7 +56,8 @@ class HSTU(Ranker):
         state_2ND = self._trunk(x_QD, packing, _seen(batch, packing), wanted)
         user_ND, target_ND = state_2ND[: batch.targets], state_2ND[batch.targets :]
         item_ND = self.item_vectors(batch.target_item_N, batch.target_item_features_NI)
-        return Scores(self.context(batch, packing, target_ND, item_ND), self.auxiliary(user_ND, item_ND))
+        output_NO, shared_NC = self.context(batch, packing, target_ND, item_ND)
+        return Scores(output_NO, self.auxiliary(user_ND, item_ND), shared_NC)
 
     def states(self, batch: Batch) -> Tensor:
         """Returns [T + S, D]: the state of every row, in row order (`models.packing`): BOS, then the sequence's tokens."""

@@ -51,23 +51,27 @@ def norm_eps_at(shape: RankerShape, width: int) -> float:
 
 
 class Projection(nn.Module):
-    """A linear map without bias.
+    """A linear map.
 
     Args:
         inputs: Width of the input.
         outputs: Width of the output.
         axes: Meaning of (output, input).
         std: Standard deviation of the initial weights; None takes ``inputs ** -0.5``, which keeps the input's scale.
+        bias: Whether a bias is added; it starts at zero.
     """
 
-    def __init__(self, inputs: int, outputs: int, axes: tuple[str, str], std: float | None = None) -> None:
+    def __init__(self, inputs: int, outputs: int, axes: tuple[str, str], std: float | None = None, *, bias: bool = False) -> None:
         super().__init__()
-        self.dimensions = {"weight": axes}
+        self.dimensions: dict[str, tuple[str, ...]] = {"weight": axes}
         self.weight = nn.Parameter(torch.empty(outputs, inputs).normal_(std=inputs**-0.5 if std is None else std))
+        if bias:
+            self.dimensions["bias"] = axes[:1]
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [..., inputs] to [..., outputs]."""
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight, self.bias)
 
 
 class Table(nn.Module):
@@ -114,6 +118,43 @@ class RMSNorm(nn.Module):
         if self.groups > 1:
             return rms_normalise(x, self.eps) * self.gain.view(self.groups, -1)
         return rms_normalise(x, self.eps) * self.gain
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last dimension, in fp32 or better (Ba et al. 2016, arXiv 1607.06450).
+
+    Zeros beside the old entries would move its mean and variance, so a wider stream repeats its entries instead: the eps is that of
+    every width.
+
+    Args:
+        width: Width of the last dimension.
+        eps: Added to the variance.
+        axis: Meaning of the gain's and the bias's dimension.
+    """
+
+    def __init__(self, width: int, eps: float, axis: str) -> None:
+        super().__init__()
+        self.dimensions = {"gain": (axis,), "bias": (axis,)}
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises [..., width]; returns the same shape."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.layer_norm(x, x.shape[-1:], self.gain, self.bias, self.eps)
+
+
+def trunk_norm(shape: RankerShape, eps: float | None = None) -> nn.Module:
+    """Returns a norm of the residual stream, of the kind that the shape names.
+
+    Args:
+        shape: Shape of the ranker.
+        eps: eps of a LayerNorm; None takes ``shape.norm_eps``.
+    """
+    if shape.norm == "layer":
+        return LayerNorm(shape.dim, shape.norm_eps if eps is None else eps, "dim")
+    return RMSNorm(shape.dim, norm_eps_at(shape, shape.dim), "dim")
 
 
 class _RMSNormalise(torch.autograd.Function):

@@ -15,6 +15,10 @@ from models.batch import Batch
 
 NO_CLOCK = -1
 
+_TOKEN_FIELDS = (
+    "token_item_T", "token_item_features_TI", "token_features_TK", "token_action_TH", "token_action_known_TH", "token_time_T",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -37,6 +41,11 @@ class Packing:
     position_R: Tensor
     state_N: Tensor
     target_length_S: Tensor
+
+    @property
+    def from_end_R(self) -> Tensor:
+        """int64, tokens of the sequence behind each row."""
+        return self.length_S[self.sequence_R] - 1 - self.position_R
 
     def without_targets(self) -> Packing:
         """Returns the same rows with no targets."""
@@ -84,6 +93,26 @@ def _check(batch: Batch, length_S: Tensor) -> None:
         )
     if (sequence_N.diff() < 0).any():
         raise ValueError("targets must be grouped by sequence, ascending")
+
+
+def unrolled(batch: Batch, longest: int = 0) -> Batch:
+    """Gives every target a sequence of its own that ends where the target reads, for trunks that count from a sequence's end.
+
+    Args:
+        batch: The batch.
+        longest: Tokens that a target reads at most, the latest ones; 0 for all.
+
+    Returns:
+        The same targets in the same order, one a sequence.
+    """
+    position_N, sequence_N = batch.target_position_N, batch.target_sequence_N
+    length_N = position_N.clamp(max=longest) if longest else position_N
+    offsets_N1 = torch.cat([length_N.new_zeros(1), length_N.cumsum(0)])
+    first_N = batch.offsets_S1[sequence_N] + position_N - length_N
+    token_T = torch.arange(int(offsets_N1[-1]), device=first_N.device) + (first_N - offsets_N1[:-1]).repeat_interleave(length_N)
+    tokens = {name: getattr(batch, name).index_select(0, token_T) for name in _TOKEN_FIELDS}
+    sequence_N = torch.arange(len(length_N), device=first_N.device)
+    return replace(batch, offsets_S1=offsets_N1, target_sequence_N=sequence_N, target_position_N=length_N, **tokens)
 
 
 def row_times(batch: Batch, packing: Packing) -> Tensor:

@@ -54,7 +54,17 @@ class RankerShape:
         dropout: Dropout rate.
         feature_dropout: Rate at which whole features are replaced by their missing value in training.
         auxiliary_weight: Weight of the two-tower auxiliary loss (hstu).
-        norm_eps: eps of RMSNorm at width `dim`; growth rescales it.
+        norm_eps: eps of RMSNorm at width `dim`; growth rescales it. LayerNorm takes it as it is.
+        norm: Norms of sasrec's trunk: ``rms`` or ``layer``.
+        final_norm_eps: eps of the trunk's last norm where it differs from `norm_eps`.
+        activation: Of sasrec's feed-forward layers: ``gelu`` or ``relu``.
+        biases: Whether the projections of sasrec's blocks have biases.
+        rotary: Whether sasrec rotates queries and keys by position.
+        positions: Rows of sasrec's learned positions, by distance from the end of what is read; 0 has none.
+        padding: None puts a learned row in front of every sequence. A number puts an empty one there, which every token sees as
+            often as a window of that many tokens would hold padding beside the sequence (0: never), as in code that pads.
+        normed_layers: The first so many blocks of sasrec hand on the normalised stream, as the code published with SASRec does;
+            the others are pre-norm.
     """
 
     architecture: str
@@ -77,6 +87,14 @@ class RankerShape:
     feature_dropout: float = 0.0
     auxiliary_weight: float = 0.2
     norm_eps: float = 1e-6
+    norm: str = "rms"
+    final_norm_eps: float | None = None
+    activation: str = "gelu"
+    biases: bool = False
+    rotary: bool = True
+    positions: int = 0
+    padding: int | None = None
+    normed_layers: int = 0
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -91,10 +109,12 @@ class Scores:
     Attributes:
         output_NO: Raw outputs (logit, log rate, mu, log sigma) in the order of `RankerShape.outputs`.
         auxiliary_NO: Outputs of the auxiliary two-tower head, or None.
+        shared_NC: What the served outputs are read from (last state of the context network): unserved heads read it too.
     """
 
     output_NO: Tensor
     auxiliary_NO: Tensor | None = None
+    shared_NC: Tensor | None = None
 
 
 class Ranker(nn.Module, ABC):
@@ -127,7 +147,9 @@ class Ranker(nn.Module, ABC):
         """Returns, for every parameter and persistent buffer, the meaning of each dimension.
 
         A dimension is named ``vocab:<vocabulary>`` (rows by id), ``numeric`` (rows by feature name), ``output`` (rows by output
-        name), ``history_action`` (rows by action name), or a width: ``dim`` and ``context`` (the residual streams), ``ffn``
+        name), ``history_action`` (rows by action name), or a width: ``dim`` and ``context`` (the residual streams), ``vector`` (the
+        item vector, as wide as ``dim``), ``ffn``
         and ``context_ffn`` (inside their layers), ``head`` (heads x head_dim), ``heads`` (one entry a head), ``rotary``
-        (head_dim / 2), ``fixed`` (buckets). The transfer plan matches keyed axes by key, never by position.
+        (head_dim / 2), ``position`` (by distance from the end, so a longer history appends), ``fixed`` (buckets). The transfer
+        plan matches keyed axes by key, never by position.
         """

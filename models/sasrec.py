@@ -1,11 +1,14 @@
 """sasrec: a causal trunk over the history; outputs = bilinear user-item term + context network.
 
-After Kang & McAuley 2018 (arXiv 1808.09781), with pre-norm blocks, rotary positions and several actions.
+After Kang & McAuley 2018 (arXiv 1808.09781), with pre-norm blocks, rotary positions and several actions. Options of the shape
+give the trunk the layout of other SASRec code (LayerNorm, biases, learned positions, visible padding, the normalised stream of the
+published code), so that a model trained there can be imported as it is.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +18,8 @@ from models.attention import CausalLayout, Rotary, causal_attention, causal_layo
 from models.batch import Batch
 from models.embedding import ItemTower, TokenEmbedding
 from models.heads import ContextNetwork, TwoTowerHead
-from models.layers import TABLE_STD, Dropout, Projection, RMSNorm, collect_axes, norm_eps_at
-from models.packing import Packing, pack
+from models.layers import TABLE_STD, Dropout, Projection, collect_axes, trunk_norm
+from models.packing import Packing, pack, unrolled
 from models.ranker import Ranker, RankerShape, Scores
 
 
@@ -31,9 +34,9 @@ class SASRec(Ranker):
         super().__init__()
         self.shape = shape
         self.embedding = TokenEmbedding(shape, targets=False)
-        self.rotary = Rotary(shape.head_dim)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = RMSNorm(shape.dim, norm_eps_at(shape, shape.dim), "dim")
+        self.rotary = Rotary(shape.head_dim) if shape.rotary else None
+        self.blocks = nn.ModuleList(Block(shape, normed=number < shape.normed_layers) for number in range(shape.layers))
+        self.norm = trunk_norm(shape, shape.final_norm_eps)
         self.items = ItemTower(shape)
         self.bilinear = TwoTowerHead(shape, bias=False) if shape.actions else None
         self.context = ContextNetwork(shape) if shape.actions else None
@@ -46,17 +49,23 @@ class SASRec(Ranker):
         """
         if self.bilinear is None or self.context is None:
             raise ValueError("this ranker has no actions to score; train it on `states` and `item_vectors`")
+        batch = self._ending_at_targets(batch)
         packing = pack(batch)
         user_ND = self._trunk(batch, packing, packing.state_N)
         item_ND = self.item_vectors(batch.target_item_N, batch.target_item_features_NI)
-        return Scores(self.context(batch, packing, user_ND, item_ND) + self.bilinear(user_ND, item_ND))
+        output_NO, shared_NC = self.context(batch, packing, user_ND, item_ND)
+        return Scores(output_NO + self.bilinear(user_ND, item_ND), shared_NC=shared_NC)
 
     def states(self, batch: Batch) -> Tensor:
-        """Returns [T + S, D]: the state of every row, in row order (`models.packing`): BOS, then the sequence's tokens."""
+        """Returns [T + S, D]: the state of every row, in row order (`models.packing`): BOS, then the sequence's tokens.
+
+        With learned positions or padding, the window ends with the sequence, so a row knows how many tokens follow it.
+        """
         return self._trunk(batch, pack(batch), None)
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """Returns [N, D]: state after the tokens available to each target."""
+        batch = self._ending_at_targets(batch)
         packing = pack(batch)
         return self._trunk(batch, packing, packing.state_N)
 
@@ -68,48 +77,87 @@ class SASRec(Ranker):
         """Returns the meaning of every dimension in the state dict (`models.ranker.Ranker.axes`)."""
         return collect_axes(self)
 
+    def _ending_at_targets(self, batch: Batch) -> Batch:
+        """A trunk that counts from the end must not learn from it how much a target's future holds: each gets its own end."""
+        from_end = self.shape.positions > 0 or self.shape.padding is not None
+        return unrolled(batch, self.shape.positions) if from_end else batch
+
     def _trunk(self, batch: Batch, packing: Packing, wanted: Tensor | None) -> Tensor:
         """States of all rows, or of the `wanted` ones: what only feeds other rows is left out of the last block."""
         x_RD = self.embedding.rows(batch, packing)
-        layout, rotation = causal_layout(packing), self.rotary(packing.position_R)
+        layout = causal_layout(packing, self.shape.padding)
+        turn = Turn(self.rotary, packing.position_R)
+        position_R = packing.position_R
         for block in self.blocks[:-1]:
-            x_RD = block(x_RD, self.rotary, rotation, layout)
-        return self.norm(self.blocks[-1](x_RD, self.rotary, rotation, layout, wanted))
+            x_RD = block(self._emptied(x_RD, position_R), turn, layout)
+        x_RD = self.blocks[-1](self._emptied(x_RD, position_R), turn, layout, wanted)
+        return self.norm(self._emptied(x_RD, position_R if wanted is None else position_R[wanted]))
+
+    def _emptied(self, x_RD: Tensor, position_R: Tensor) -> Tensor:
+        """Empties the front rows where they stand for padding."""
+        return x_RD if self.shape.padding is None else x_RD.masked_fill((position_R == 0)[:, None], 0.0)
+
+
+class Turn:
+    """Rotates queries and keys by the position of their rows, or leaves them where the trunk has no rotary positions.
+
+    Args:
+        rotary: The ranker's frequencies, or None.
+        position_R: int64, position of each row.
+    """
+
+    def __init__(self, rotary: Rotary | None, position_R: Tensor) -> None:
+        self.rotate = None if rotary is None else partial(rotary.rotate, rotation_R1E=rotary(position_R))
+
+    def __call__(self, x_RHE: Tensor) -> Tensor:
+        """Maps [R, H, E] to [R, H, E]."""
+        return x_RHE if self.rotate is None else self.rotate(x_RHE)
 
 
 class Block(nn.Module):
-    """Pre-norm block: ``x + o(attention(norm(x)))``, then ``x + down(gelu(up(norm(x))))``.
+    """Pre-norm block: ``x + o(attention(norm(x)))``, then ``x + down(act(up(norm(x))))``.
+
+    A `normed` block, as in the code published with the paper, adds to the normalised stream instead of the stream, and its keys
+    and values are of the stream itself: ``n = norm(x)``, ``y = n + o(attention(n; x, x))``, ``m = norm(y)``,
+    ``m + down(act(up(m)))``. It cannot be the identity, so none can be inserted without changing the function.
 
     The attention scale is a parameter of each head (it starts at ``head_dim ** -0.5``), so wider heads keep the old scale.
 
     Args:
         shape: Shape of the ranker.
+        normed: Whether the block hands on the normalised stream.
     """
 
-    def __init__(self, shape: RankerShape) -> None:
+    def __init__(self, shape: RankerShape, *, normed: bool = False) -> None:
         super().__init__()
-        dim, inner = shape.dim, shape.heads * shape.head_dim
-        eps, small = norm_eps_at(shape, dim), TABLE_STD / math.sqrt(2 * shape.layers)
+        dim, inner, bias = shape.dim, shape.heads * shape.head_dim, shape.biases
+        small = TABLE_STD / math.sqrt(2 * shape.layers)
         self.heads = shape.heads
-        self.attention_norm = RMSNorm(dim, eps, "dim")
-        self.query, self.key, self.value = (Projection(dim, inner, ("head", "dim")) for _ in range(3))
+        self.normed = normed
+        self.attention_norm = trunk_norm(shape)
+        self.query, self.key, self.value = (Projection(dim, inner, ("head", "dim"), bias=bias) for _ in range(3))
         self.dimensions = {"scale": ("heads",)}
         self.scale = nn.Parameter(torch.full((shape.heads,), shape.head_dim**-0.5))
-        self.out = Projection(inner, dim, ("dim", "head"), std=small)
-        self.ffn_norm = RMSNorm(dim, eps, "dim")
-        self.up = Projection(dim, shape.ffn_dim, ("ffn", "dim"))
-        self.down = Projection(shape.ffn_dim, dim, ("dim", "ffn"), std=small)
+        self.out = Projection(inner, dim, ("dim", "head"), std=small, bias=bias)
+        self.ffn_norm = trunk_norm(shape)
+        self.up = Projection(dim, shape.ffn_dim, ("ffn", "dim"), bias=bias)
+        self.down = Projection(shape.ffn_dim, dim, ("dim", "ffn"), std=small, bias=bias)
+        self.activation = F.relu if shape.activation == "relu" else F.gelu
         self.dropout = Dropout(shape.dropout)
 
-    def forward(
-        self, x_RD: Tensor, rotary: Rotary, rotation: Tensor, layout: CausalLayout, wanted: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x_RD: Tensor, turn: Turn, layout: CausalLayout, wanted: Tensor | None = None) -> Tensor:
         """Maps rows [R, D] to rows [R, D], or to the `wanted` rows only."""
         seen_RD = self.attention_norm(x_RD)
-        q_RHE, k_RHE, v_RHE = (project(seen_RD).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value))
-        q_RHE = rotary.rotate(q_RHE * self.scale[:, None], rotation)
-        attended_RD = causal_attention(q_RHE, rotary.rotate(k_RHE, rotation), v_RHE.to(q_RHE.dtype), layout).flatten(-2)
+        read_RD, x_RD = (x_RD, seen_RD) if self.normed else (seen_RD, x_RD)
+        q_RHE, k_RHE, v_RHE = map(self._by_head, (self.query(seen_RD), self.key(read_RD), self.value(read_RD)))
+        q_RHE = turn(q_RHE * self.scale[:, None])
+        attended_RD = causal_attention(q_RHE, turn(k_RHE), v_RHE.to(q_RHE.dtype), layout).flatten(-2)
         if wanted is not None:
             x_RD, attended_RD = x_RD.index_select(0, wanted), attended_RD.index_select(0, wanted)
         x_RD = x_RD + self.dropout(self.out(attended_RD))
-        return x_RD + self.dropout(self.down(F.gelu(self.up(self.ffn_norm(x_RD)))))
+        seen_RD = self.ffn_norm(x_RD)
+        x_RD = seen_RD if self.normed else x_RD
+        return x_RD + self.dropout(self.down(self.activation(self.up(seen_RD))))
+
+    def _by_head(self, x_RD: Tensor) -> Tensor:
+        return x_RD.unflatten(-1, (self.heads, -1))

@@ -104,14 +104,14 @@ def one_sequence(batch, sequence):
             values[field.name] = torch.tensor([0, last - first])
         elif field.name.startswith("token_"):
             values[field.name] = value[first:last]
-        else:
+        elif value is not None:
             values[field.name] = value[mine_N]
     return Batch(**{**values, "target_sequence_N": torch.zeros_like(values["target_sequence_N"])})
 
 
 def pick_targets(batch, index):
     """The same tokens with the targets `index`, in that order."""
-    per_target = [f.name for f in dataclasses.fields(Batch) if f.name.split("_")[-1].startswith("N")]
+    per_target = [f.name for f in dataclasses.fields(Batch) if f.name.split("_")[-1].startswith("N") and getattr(batch, f.name) is not None]
     return dataclasses.replace(batch, **{name: getattr(batch, name)[index] for name in per_target})
 
 

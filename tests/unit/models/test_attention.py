@@ -17,6 +17,7 @@ from models.attention import (
     pointwise_attention,
 )
 from models.packing import pack, row_times
+from models.sasrec import Turn
 
 
 @st.composite
@@ -132,9 +133,9 @@ def test_attention_of_a_sasrec_block_depends_on_distances_only(kit):
     model = kit.model(kit.bare(), dtype=torch.float64)
     packing = pack(kit.batch(kit.bare(), [5, 9], [[], []]))
     x, layout = torch.randn(16, 16, dtype=torch.float64), causal_layout(packing)
-    outs = [model.blocks[0](x, model.rotary, model.rotary(packing.position_R + shift), layout) for shift in (0, 11)]
+    outs = [model.blocks[0](x, Turn(model.rotary, packing.position_R + shift), layout) for shift in (0, 11)]
     torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-10)
-    unmoved = model.blocks[0](x, model.rotary, model.rotary(packing.position_R * 0), layout)
+    unmoved = model.blocks[0](x, Turn(model.rotary, packing.position_R * 0), layout)
     assert not torch.allclose(unmoved, outs[0])
 
 

@@ -13,7 +13,7 @@ import models
 from models.ranker import ActionShape
 
 both = pytest.mark.parametrize("architecture", ("sasrec", "hstu"))
-SIZES = {"dim": "dim", "ffn": "ffn_dim", "context": "context_dim", "context_ffn": "context_dim", "heads": "heads"}
+SIZES = {"dim": "dim", "vector": "dim", "ffn": "ffn_dim", "context": "context_dim", "context_ffn": "context_dim", "heads": "heads"}
 
 
 def size_of(axis, shape):
@@ -35,7 +35,7 @@ def must_be_zero(name, axes, axis, old, new):
     """Whether new entries of `axis` in this tensor have to be zero."""
     if name.endswith("gain"):
         return False
-    residual, is_matrix = axis in ("dim", "context"), len(axes) == 2
+    residual, is_matrix = axis in ("dim", "vector", "context"), len(axes) == 2
     keyed = axes[0].startswith("vocab:") or axes[0] in ("fixed", "numeric", "history_action")
     writes_residual = residual and is_matrix and (axis == axes[0] or keyed)
     inner = is_matrix and axis == axes[-1] and axis in ("ffn", "head", "context_ffn")

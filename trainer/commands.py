@@ -17,7 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainer.config import GateRunConfig, ReleaseRunConfig, RetrainConfig, ScanRunConfig, SimulateConfig, load, resolve_log_spec
+from trainer.config import (
+    BacktestConfig,
+    CompareRunConfig,
+    GateRunConfig,
+    ReleaseRunConfig,
+    RetrainConfig,
+    ScanRunConfig,
+    SimulateConfig,
+    SuiteRunConfig,
+    load,
+    resolve_log_spec,
+)
 from trainer.errors import EXIT_DONE, EXIT_HOLD, EXIT_REJECT, EXIT_UNEXPECTED, ConfigError, RewarmError, Stopped, nearest
 
 Task = Callable[[Any], "tuple[int, float | None]"]
@@ -54,6 +65,19 @@ def train() -> None:
     _main("retrain", RetrainConfig, task)
 
 
+def backtest() -> None:
+    """Replays the last nights of a log with several arms."""
+
+    def task(config: BacktestConfig) -> tuple[int, float | None]:
+        from trainer.backtest import backtest as run
+        from trainer.backtest.show import show
+
+        show(run(config))
+        return EXIT_DONE, None
+
+    _main("backtest", BacktestConfig, task)
+
+
 def simulate() -> None:
     """Writes a simulated log."""
 
@@ -86,12 +110,26 @@ def gate() -> None:
     def task(config: GateRunConfig) -> tuple[int, float | None]:
         from trainer.gate import run
         from trainer.report import render
+        from trainer.suites import SuiteStore, collect
 
-        verdict = run(config)
+        suites = [] if config.suites is None else collect(SuiteStore.existing(Path(config.suites)), None, None)
+        verdict = run(config, suites)
         print(render(Path(config.run_dir), Path(config.predictions)))
         return _VERDICT_EXIT[verdict.verdict], None
 
     _main("judge", GateRunConfig, task)
+
+
+def compare_embeddings() -> None:
+    """Judges any two tables of vectors; the outcome is in `compare.json`."""
+
+    def task(config: CompareRunConfig) -> tuple[int, float | None]:
+        from trainer.align import run
+
+        run(config)
+        return EXIT_DONE, None
+
+    _main("compare", CompareRunConfig, task)
 
 
 def release() -> None:
@@ -104,6 +142,24 @@ def release() -> None:
         return EXIT_DONE, None
 
     _main("operate", ReleaseRunConfig, task)
+
+
+def suite() -> None:
+    """Adds, lists, runs or removes suites; ``action=run`` exits 10 when one fails and 20 when one holds."""
+
+    def task(config: SuiteRunConfig) -> tuple[int, float | None]:
+        from trainer.suites import run
+
+        outcomes = {check.outcome for check in run(config, models)}
+        return (EXIT_REJECT if "fail" in outcomes else EXIT_HOLD if "hold" in outcomes else EXIT_DONE), None
+
+    def models(challenger: Path, production: Path | None) -> Any:
+        from trainer.checkpoint import read_bundle
+        from trainer.stages.judging import suite_models
+
+        return suite_models(read_bundle(challenger), read_bundle(production) if production else None)
+
+    _main("suite", SuiteRunConfig, task)
 
 
 def _main(config_name: str, kind: type, task: Task) -> None:
@@ -190,10 +246,16 @@ def _checked_arguments(arguments: list[str], kind: type) -> list[str]:
     return [_checked_argument(argument, kind) for argument in arguments]
 
 
+_FREE_TEXT = ("reason", "note", "author", "where", "check")  # of scripts for people: commas, quotes and = in them mean nothing to Hydra
+
+
 def _checked_argument(argument: str, kind: type) -> str:
     if argument.startswith("-") or "=" not in argument:
         return argument
     key, value = argument.split("=", 1)
+    if key in _FREE_TEXT and value != "null" and not (len(value) > 1 and value[0] in "\"'" and value[-1] == value[0]):
+        value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        argument = f"{key}={value}"
     bare = key.lstrip("+~")
     if bare.startswith("hydra") or bare == "experiment" or bare.split("@", 1)[0] == "experiment":
         return argument

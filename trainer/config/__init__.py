@@ -4,14 +4,20 @@ YAML supplies values only; no class names. Past `load`, code works with checked 
 they come from (also ``++typo=1``, which Hydra itself lets pass), with the nearest valid key.
 """
 
+from trainer.config.backtest import ArmConfig, BacktestConfig
 from trainer.config.inputs import RebuildConfig, ScanConfig
-from trainer.config.jobs import GateRunConfig, ReleaseRunConfig, RetrainConfig, ScanRunConfig, SimulateConfig
+from trainer.config.jobs import CompareRunConfig, GateRunConfig, ReleaseRunConfig, RetrainConfig, ScanRunConfig, SimulateConfig
 from trainer.config.judging import EvaluationConfig, ValueConfig
 from trainer.config.load import load, resolve_log_spec
 from trainer.config.shipping import DownstreamConfig, ExportConfig, RegistryConfig, ReleaseConfig, TrackingConfig
-from trainer.config.training import FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
+from trainer.config.suites import SuiteRunConfig
+from trainer.config.training import DistillConfig, FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
 
 __all__ = [
+    "ArmConfig",
+    "BacktestConfig",
+    "CompareRunConfig",
+    "DistillConfig",
     "DownstreamConfig",
     "EvaluationConfig",
     "ExportConfig",
@@ -29,6 +35,7 @@ __all__ = [
     "ScanRunConfig",
     "ScheduleConfig",
     "SimulateConfig",
+    "SuiteRunConfig",
     "TrackingConfig",
     "ValueConfig",
     "WarmStartConfig",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainer.config.inputs import RebuildConfig, ScanConfig
 from trainer.config.judging import EvaluationConfig, ValueConfig
 from trainer.config.shipping import DownstreamConfig, ExportConfig, RegistryConfig, ReleaseConfig, TrackingConfig
-from trainer.config.training import FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
+from trainer.config.training import DistillConfig, FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
 from trainer.schema.features import FeatureSpec
 from trainer.schema.logs import LogSpec
 from trainer.schema.policy import GatePolicy, RuleSet
 from trainer.schema.simulation import SimulationSpec
 from trainer.schema.time import parse_day
-from trainer.schema.validate import choice
+from trainer.schema.validate import choice, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class RetrainConfig:
     release: ReleaseConfig
     tracking: TrackingConfig
     next_item: NextItemConfig | None = None
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         if self.as_of is not None:
@@ -50,11 +51,21 @@ class RetrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GateRunConfig:
-    """`scripts/gate.py`: judges any `predictions.parquet` (`conf/judge.yaml`)."""
+    """`scripts/gate.py`: judges any `predictions.parquet` (`conf/judge.yaml`).
+
+    Attributes:
+        predictions: The table.
+        run_dir: Where the verdict and the report go.
+        seed: Seed of bootstraps.
+        suites: Folder of suites, ``registry.root/<product>/suites``; its slices are judged on the table. Null judges none.
+        gate: Margins and error rates.
+        rules: Rules behind the scores.
+    """
 
     predictions: str
     run_dir: str
     seed: int = 0
+    suites: str | None = None
     gate: GatePolicy
     rules: RuleSet
 
@@ -70,6 +81,24 @@ class ScanRunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareRunConfig:
+    """`scripts/compare_embeddings.py`: judges any two tables of vectors (`conf/compare.yaml`).
+
+    Attributes:
+        old: Parquet file (or folder of files) with the vectors that consumers know.
+        new: The same with the vectors that are to replace them.
+        entity: Subfolder, if both are exports: user or item.
+        id_column: Column of the ids; null takes ``id``, else the first integer or string column.
+    """
+
+    old: str
+    new: str
+    run_dir: str
+    entity: str | None = None
+    id_column: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SimulateConfig:
     """`scripts/simulate.py`: writes a simulated log (`conf/simulate.yaml`)."""
 
@@ -82,10 +111,12 @@ class ReleaseRunConfig:
     """`scripts/release.py` (`conf/operate.yaml`).
 
     Attributes:
-        action: promote, rollback, freeze, unfreeze or status.
-        version: Version to promote, or to roll back to.
-        reason: Recorded with a freeze or an override.
+        action: promote, rollback, freeze, unfreeze, reference, unreference, gc, history or status.
+        version: Version to promote, to roll back to, to refer to, or whose history is asked for.
+        reason: Recorded with what was done.
         override: Promote although the verdict is not PROMOTE; needs a reason, and is recorded.
+        keep: Newest versions that ``gc`` keeps, besides those that an alias points to.
+        dry_run: Whether ``gc`` only says what it would remove.
     """
 
     registry: RegistryConfig
@@ -93,6 +124,12 @@ class ReleaseRunConfig:
     version: str | None = None
     reason: str | None = None
     override: bool = False
+    keep: int | None = None
+    dry_run: bool = True
 
     def __post_init__(self) -> None:
-        choice("action", self.action, ("promote", "rollback", "freeze", "unfreeze", "status"))
+        choice(
+            "action", self.action, ("promote", "rollback", "freeze", "unfreeze", "reference", "unreference", "gc", "history", "status")
+        )
+        if self.keep is not None:
+            positive("keep", self.keep)

@@ -1,0 +1,219 @@
+"""Every accident has one name; every rigid change is found and taken back, as a frozen consumer sees it."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from trainer.align import Pairs, compare, pair, read_table, run
+from trainer.config import CompareRunConfig
+from trainer.errors import DataError
+
+ENTITIES, DIM = 4000, 16
+
+
+def vectors(seed: int = 0) -> np.ndarray:
+    """Anisotropic vectors with a dominating common mean, as rankers make them."""
+    generator = np.random.default_rng(seed)
+    low_rank = generator.normal(size=(ENTITIES, 5)) @ generator.normal(size=(5, DIM))
+    return low_rank + 0.6 * generator.normal(size=(ENTITIES, DIM)) + 3 * generator.normal(size=DIM)
+
+
+def orthogonal(seed: int = 1) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(DIM, DIM)))[0]
+
+
+def mirrored(x: np.ndarray) -> np.ndarray:
+    return x * np.where(np.arange(DIM) == 3, -1, 1)
+
+
+def swapped(x: np.ndarray) -> np.ndarray:
+    return x[:, np.r_[0, 2, 1, 3:DIM]]
+
+
+def noisy(share: float):
+    return lambda x: x + share * x.std(axis=0) * np.random.default_rng(2).normal(size=x.shape)
+
+
+def zeroed(share: float):
+    return lambda x: x * (np.random.default_rng(3).random((ENTITIES, 1)) >= share)
+
+
+def shuffled(rows: int):
+    def change(x: np.ndarray) -> np.ndarray:
+        chosen = np.random.default_rng(4).choice(ENTITIES, rows, replace=False)
+        x = x.copy()
+        x[chosen] = x[np.roll(chosen, 1)]
+        return x
+
+    return change
+
+
+RIGID = {
+    "rotated": (lambda x: x @ orthogonal(), "rotated"),
+    "rotated and shifted": (lambda x: x @ orthogonal() + 7, "rotated"),
+    "mirrored": (mirrored, "rotated"),
+    "two dimensions swapped": (swapped, "rotated"),
+    "shifted": (lambda x: x + np.linspace(-2, 2, DIM), "shifted"),
+}
+ACCIDENTS = {
+    "all ids shuffled": (shuffled(ENTITIES), "embedding_ids"),
+    "one id in forty shuffled": (shuffled(ENTITIES // 40), "embedding_ids"),
+    "shuffled and rotated rows": (lambda x: shuffled(ENTITIES // 10)(x @ orthogonal()), "embedding_ids"),
+    "scaled": (lambda x: 1.3 * x, "embedding_scale"),
+    "scaled and rotated": (lambda x: 0.7 * x @ orthogonal(), "embedding_scale"),
+    "normalised": (lambda x: x / np.linalg.norm(x, axis=1, keepdims=True), "embedding_normalised"),
+    "zero rows": (zeroed(0.1), "embedding_zero_rows"),
+    "one not finite": (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 17, np.nan, x), "embedding_finite"),
+    "collapsed": (lambda x: np.where(np.arange(ENTITIES)[:, None] % 10 == 0, x[:1], x), "embedding_duplicates"),
+    "another width": (lambda x: x[:, :-1], "embedding_dim"),
+}
+
+
+def judged(change, seed: int = 0):
+    old = vectors(seed)
+    return compare(Pairs(old, change(old), np.arange(ENTITIES) % 2 == 0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("change", "outcome"), RIGID.values(), ids=RIGID)
+def test_rigid_changes_are_named_and_taken_back(change, outcome: str, seed: int):
+    found = judged(change, seed)
+    assert found.outcome == outcome
+    np.testing.assert_allclose(found.alignment.apply(change(vectors(seed))), vectors(seed), atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("change", "name"), ACCIDENTS.values(), ids=ACCIDENTS)
+def test_every_accident_has_its_name_and_no_repair(change, name: str, seed: int):
+    found = judged(change, seed)
+    assert found.outcome == "broken"
+    named = {check.name for check in found.checks if check.outcome == "fail" and check.severity == "block"}
+    assert named == ({name, "embedding_ids"} if name == "embedding_duplicates" else {name})
+    assert found.alignment.method == "identity"
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        (lambda x: x, "same"),
+        (noisy(0.05), "same"),
+        (noisy(0.6), "drifted"),
+        (lambda x: noisy(0.6)(x @ orthogonal()), "drifted"),
+        (lambda x: noisy(0.1)(x @ orthogonal()), "rotated"),
+        (lambda x: vectors(99), "drifted"),
+        (lambda x: np.where(np.arange(DIM) == 5, x.mean(0) + x.std(0) * np.random.default_rng(6).normal(size=x.shape), x), "drifted"),
+    ],
+    ids=["same", "retrained a little", "60 % noise", "60 % noise, rotated", "10 % noise, rotated", "another model", "one dimension lost"],
+)
+def test_what_was_learned(change, outcome: str, seed: int):
+    assert judged(change, seed).outcome == outcome
+
+
+def test_a_rotation_needs_anchors_and_says_so():
+    old = vectors()[:62]
+    found = compare(Pairs(old, old @ orthogonal(), np.arange(62) % 4 == 0))
+    assert found.outcome == "drifted"
+    assert "16 anchors, 32 are needed" in found.sentence
+    few = compare(Pairs(old[:20], old[:20], np.arange(20) % 2 == 0))
+    assert few.outcome == "broken"
+    assert "only 20 entities" in few.sentence
+
+
+def test_rare_entities_are_judged_apart():
+    old = vectors()
+    bucket_E = (np.arange(ENTITIES) % 10 == 0).astype(int)
+    new = np.where(bucket_E[:, None] == 1, noisy(0.9)(old), old)
+    checks = {c.slice: c.outcome for c in compare(Pairs(old, new, np.arange(ENTITIES) % 3 == 0, bucket_E=bucket_E)).checks}
+    assert (checks["bucket=0"], checks["bucket=1"]) == ("pass", "fail")
+
+
+def write(path, ids, x: np.ndarray, layout: str = "list") -> None:
+    x = np.ascontiguousarray(x, np.float32)
+    flat = pa.array(x.reshape(-1))
+    if layout == "list":
+        columns = {"id": ids, "vector": pa.FixedSizeListArray.from_arrays(flat, x.shape[1])}
+    elif layout == "variable":
+        columns = {"item": ids, "embedding": pa.ListArray.from_arrays(np.arange(0, x.size + 1, x.shape[1]), flat)}
+    elif layout == "binary":
+        width = 4 * x.shape[1]
+        columns = {"id": ids, "vector": pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(x), [None, pa.py_buffer(x.tobytes())])}
+    else:
+        columns = {"id": ids, "count": pa.array(np.ones(len(x))), **{f"e{d:03d}": pa.array(x[:, d]) for d in range(x.shape[1])}}
+    pq.write_table(pa.table(columns), path)
+
+
+def boosters():
+    lightgbm = pytest.importorskip("lightgbm")
+    catboost = pytest.importorskip("catboost")
+    yield "lightgbm", lightgbm.LGBMClassifier(n_estimators=60, num_leaves=15, n_jobs=1, verbose=-1, random_state=0)
+    yield (
+        "catboost",
+        catboost.CatBoostClassifier(iterations=60, depth=4, thread_count=1, verbose=False, allow_writing_files=False),
+    )
+
+
+@pytest.mark.parametrize("change", [c for c, _ in RIGID.values()], ids=RIGID)
+def test_a_frozen_consumer_gets_its_accuracy_back(tmp_path, change):
+    old = vectors().astype(np.float32)
+    generator = np.random.default_rng(7)
+    signal = (old - old.mean(0)) @ generator.normal(size=DIM) / 4 + np.abs(old[:, 3] - old[:, 3].mean())
+    label = generator.random(ENTITIES) < 1 / (1 + np.exp(-signal))
+    ids = pa.array([f"i{n}" for n in range(ENTITIES)])
+    order = generator.permutation(ENTITIES)
+    write(tmp_path / "old.parquet", ids, old)
+    write(tmp_path / "new.parquet", ids.take(pa.array(order)), change(old)[order])
+    run(CompareRunConfig(old=str(tmp_path / "old.parquet"), new=str(tmp_path / "new.parquet"), run_dir=str(tmp_path / "out")))
+    repaired = read_table(tmp_path / "out" / "aligned.parquet").vectors_MD[np.argsort(order)]
+    for name, model in boosters():
+        model.fit(old[:2000], label[:2000])
+        before, hurt, after = (roc_auc_score(label[2000:], model.predict_proba(x[2000:])[:, 1]) for x in (old, change(old), repaired))
+        assert hurt < before - 0.005, name
+        assert after == pytest.approx(before, abs=5e-5), name
+
+
+def test_the_answer_on_disk(tmp_path):
+    ids = pa.array(np.arange(ENTITIES))
+    write(tmp_path / "old.parquet", ids, vectors(), "binary")
+    write(tmp_path / "new.parquet", ids, vectors() @ orthogonal(), "wide")
+    config = CompareRunConfig(old=str(tmp_path / "old.parquet"), new=str(tmp_path / "new.parquet"), run_dir=str(tmp_path / "out"))
+    run(config)
+    answer = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert answer["outcome"] == "rotated"
+    assert {"name", "outcome", "sentence", "severity"} <= set(answer["checks"][0])
+    stored = json.loads((tmp_path / "out" / "alignment.json").read_text())
+    moved = (vectors() @ orthogonal() - stored["source_mean"]) @ np.array(stored["rotation"]) + stored["target_mean"]
+    np.testing.assert_allclose(moved, vectors(), atol=1e-4)
+    write(tmp_path / "new.parquet", ids, 2 * vectors(), "variable")
+    run(config)
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["outcome"] == "broken"
+    assert not (tmp_path / "out" / "aligned.parquet").exists(), "a repair of an earlier comparison must not be left behind"
+
+
+def test_tables_that_cannot_be_compared(tmp_path):
+    ids, x = pa.array(np.arange(200)), vectors()[:200]
+    write(tmp_path / "good.parquet", ids, x)
+    good = read_table(tmp_path / "good.parquet")
+    for made, words in [
+        ({"id": pa.array([1, 1]), "vector": pa.array([[1.0], [2.0]])}, "comes more than once"),
+        ({"id": pa.array([1, None]), "vector": pa.array([[1.0], [2.0]])}, "an id is null"),
+        ({"id": pa.array([1, 2]), "vector": pa.array([[1.0], [2.0, 3.0]])}, "differ in width"),
+        ({"id": pa.array([1, 2]), "vector": pa.array([[1], [2]])}, "not floating point"),
+        ({"id": pa.array([1, 2]), "count": pa.array([1, 2])}, "no vector column"),
+        ({"weight": pa.array([1.0, 2.0])}, "no id column"),
+    ]:
+        pq.write_table(pa.table(made), tmp_path / "bad.parquet")
+        with pytest.raises(DataError, match=words):
+            read_table(tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match="no table of vectors"):
+        read_table(tmp_path / "absent.parquet")
+    write(tmp_path / "other.parquet", pa.array(np.arange(1000, 1200)), x)
+    with pytest.raises(DataError, match="no id is in both"):
+        pair(good, read_table(tmp_path / "other.parquet"))
+    write(tmp_path / "text.parquet", pa.array([str(n) for n in range(200)]), x)
+    with pytest.raises(DataError, match="different types"):
+        pair(good, read_table(tmp_path / "text.parquet"))

@@ -1,0 +1,81 @@
+"""`scripts/compare_embeddings.py`: any two tables of vectors, before one of them replaces the other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from trainer.align.alignment import IDENTITY, Alignment
+from trainer.align.compare import Comparison, compare
+from trainer.align.tables import VectorTable, pair, read_table
+from trainer.config import CompareRunConfig
+from trainer.schema.files import write_text
+from trainer.schema.plain import as_plain
+
+COMPARE_VERSION = 1
+
+
+def run(config: CompareRunConfig) -> Comparison:
+    """Compares two tables and writes `compare.json`; if a shift or a rotation is all, also the repaired vectors.
+
+    Args:
+        config: The two tables and the folder of the answer.
+
+    Returns:
+        The comparison. `aligned.parquet` (id, vector) and `alignment.json` lie beside `compare.json` exactly when the outcome is
+        ``shifted`` or ``rotated``.
+
+    Raises:
+        DataError: If a table cannot be read or the two have no entity in common.
+    """
+    old, new = (read_table(Path(path), config.entity, config.id_column) for path in (config.old, config.new))
+    found = compare(pair(old, new))
+    out = Path(config.run_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("aligned.parquet", "alignment.json"):  # of an earlier comparison in the same folder
+        (out / name).unlink(missing_ok=True)
+    if found.alignment.method != IDENTITY:
+        pq.write_table(_aligned(new, found.alignment), out / "aligned.parquet", compression="none", write_page_checksum=True)
+        write_text(out / "alignment.json", json.dumps(alignment_values(found.alignment), allow_nan=False) + "\n")
+    answer = {
+        "version": COMPARE_VERSION, "outcome": found.outcome, "sentence": found.sentence, "alignment": found.alignment.method,
+        "old": old.source, "new": new.source, "checks": [as_plain(check) for check in found.checks],
+    }  # fmt: skip
+    write_text(out / "compare.json", json.dumps(answer, indent=1) + "\n")
+    _show(found, out)
+    return found
+
+
+def alignment_values(alignment: Alignment) -> dict[str, object]:
+    """Returns an alignment as plain values: ``aligned = (vector - source_mean) @ rotation + target_mean``."""
+    return {
+        "method": alignment.method,
+        "anchors": alignment.anchors,
+        "source_mean": alignment.source_mean_D.tolist(),
+        "rotation": alignment.rotation_DD.tolist(),
+        "target_mean": alignment.target_mean_D.tolist(),
+    }
+
+
+def _aligned(table: VectorTable, alignment: Alignment) -> pa.Table:
+    vectors_MD = np.ascontiguousarray(alignment.apply(table.vectors_MD).astype(np.float32))
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors_MD.reshape(-1)), vectors_MD.shape[1])
+    return pa.table({"id": table.ids, "vector": flat})
+
+
+def _show(found: Comparison, out: Path) -> None:
+    console = Console()
+    console.print(f"[bold]{found.outcome}[/bold]: {found.sentence}")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("outcome", "check", "finding"):
+        table.add_column(heading)
+    for check in found.checks:
+        table.add_row(check.outcome, check.name if check.slice == "all" else f"{check.name} {check.slice}", check.sentence)
+    console.print(table)
+    print(out / "compare.json")

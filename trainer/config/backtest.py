@@ -1,0 +1,75 @@
+"""Configuration of a backtest: the main job's, and the arms that are replayed with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.config.jobs import RetrainConfig
+from trainer.errors import ConfigError, nearest
+from trainer.schema.validate import choice, positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """One way to come to a model, night after night.
+
+    Attributes:
+        start: Where the weights of the first night come from: ``production`` or ``none``.
+        days: Days that the first night of a cold start trains on: the last so many, 0 for all. A warm start always takes the
+            days that production has not seen.
+        then: What the following nights do: ``continue`` from the arm's own last weights, ``again`` as the first night did, or
+            ``freeze``. A production that is frozen from the beginning never trains at all.
+        seeds: Repetitions, with seeds of their own (initial weights, batches, dropout).
+        settings: Group -> key -> value, laid over the run's configuration: ``{model: {layers: 4}}``.
+    """
+
+    start: str = "production"
+    days: int = 0
+    then: str = "continue"
+    seeds: int = 1
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        choice("arms.*.start", self.start, ("production", "none"))
+        choice("arms.*.then", self.then, ("continue", "again", "freeze"))
+        positive("arms.*.seeds", self.seeds)
+        if self.days < 0:
+            raise ConfigError("a number of days is not negative", where="arms.*.days", got=self.days)
+        if self.days and self.start == "production":
+            raise ConfigError(
+                "a warm start trains on the days that production has not seen", where="arms.*.days", got=self.days,
+                remedy="leave days out, or set start: none",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BacktestConfig(RetrainConfig):
+    """`scripts/backtest.py` (`conf/backtest.yaml`): the main job's configuration describes production.
+
+    Attributes:
+        nights: Last days of the log that are judged, a night of training before each.
+        baseline: Arm that every other one is compared with on the same rows: production continued.
+        reference: Arm whose compute is the unit and whose quality is to be reached: the new model from scratch on all days.
+        tolerance: Relative distance in NE at which an arm counts as level with the baseline.
+        checkpoints: Points of the first night's learning curve at which an arm is judged, besides its beginning and its end.
+        arms: Name -> arm.
+    """
+
+    nights: int = 7
+    baseline: str = "production_continued"
+    reference: str = "scratch_all"
+    tolerance: float = 0.002
+    checkpoints: int = 8
+    arms: dict[str, ArmConfig]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("nights", self.nights)
+        positive("tolerance", self.tolerance)
+        for role, start in (("baseline", "production"), ("reference", "none")):
+            name = getattr(self, role)
+            if name not in self.arms:
+                raise ConfigError("unknown arm", where=role, got=name, remedy=nearest(name, self.arms))
+            if self.arms[name].start != start:
+                raise ConfigError(f"the {role} has another start", where=f"arms.{name}.start", got=self.arms[name].start, expected=start)

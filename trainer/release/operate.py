@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 from trainer.config import ReleaseRunConfig
 from trainer.errors import ConfigError
 from trainer.release.registry import Registry, RegistryStatus
+from trainer.schema.release import HistoryEntry
 from trainer.schema.verdict import PROMOTE
 
 _HISTORY_LINES = 15
@@ -33,7 +35,11 @@ def run(config: ReleaseRunConfig) -> str:
     registry = Registry(Path(config.registry.root), config.registry.product)
     sentence = _act(registry, config)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(_table(registry.status()))
+    status = registry.status()
+    if config.action == "history":
+        console.print(_lines([entry for entry in status.history if config.version in (None, entry.release)]))
+    else:
+        console.print(_table(status))
     console.print(escape(sentence))
     return sentence
 
@@ -53,9 +59,33 @@ def _act(registry: Registry, config: ReleaseRunConfig) -> str:
             frozen = registry.aliases().frozen
             registry.unfreeze(config.reason)
             return "Promotions were not frozen." if frozen is None else f"Promotions are allowed again (they were frozen: {frozen})."
+        case "reference":
+            after = registry.refer_to(_needed(config, "version"), reason=config.reason)
+            return f"{after.reference} is the reference."
+        case "unreference":
+            cleared = registry.aliases().reference
+            registry.refer_to(None, reason=config.reason)
+            return f"{cleared} is no longer the reference: the next release that goes live is." if cleared else "There was no reference."
+        case "gc":
+            return _retire(registry, config)
         case _:
             live = registry.aliases().production
             return f"{live} is live." if live else "Nothing is live."
+
+
+def _retire(registry: Registry, config: ReleaseRunConfig) -> str:
+    gone = registry.retire(int(_needed(config, "keep")), dry_run=config.dry_run, reason=config.reason)
+    if not gone:
+        return "Nothing to remove."
+    would = "Would remove" if config.dry_run else "Removed"
+    return f"{would} {len(gone)}: {', '.join(gone)}." + (" To do it: dry_run=false." if config.dry_run else "")
+
+
+def _needed(config: ReleaseRunConfig, name: str) -> str:
+    value = getattr(config, name)
+    if value is None:
+        raise ConfigError(f"action={config.action} needs this", where=name, remedy=f"give {name}=...")
+    return str(value)
 
 
 def _promote(registry: Registry, config: ReleaseRunConfig) -> str:
@@ -72,11 +102,13 @@ def _promote(registry: Registry, config: ReleaseRunConfig) -> str:
 
 def _check_used(config: ReleaseRunConfig) -> None:
     """Refuses settings that the action would ignore."""
-    uses = {
+    uses: set[str] = {
         "promote": {"version", "reason", "override"}, "rollback": {"version", "reason"}, "freeze": {"reason"}, "unfreeze": {"reason"},
+        "reference": {"version", "reason"}, "unreference": {"reason"}, "gc": {"keep", "dry_run", "reason"}, "history": {"version"},
         "status": set(),
     }[config.action]  # fmt: skip
-    given = {"version": config.version is not None, "reason": config.reason is not None, "override": config.override}
+    given = {name: getattr(config, name) is not None for name in ("version", "reason", "keep")}
+    given |= {"override": config.override, "dry_run": not config.dry_run}
     for name in sorted(name for name, value in given.items() if value and name not in uses):
         raise ConfigError(f"action={config.action} does not use this setting", where=name, got=getattr(config, name), remedy="leave it out")
 
@@ -84,7 +116,7 @@ def _check_used(config: ReleaseRunConfig) -> None:
 def _table(status: RegistryStatus) -> Table:
     aliases = status.aliases
     title = f"revision {aliases.revision}" + (f", FROZEN: {escape(aliases.frozen)}" if aliases.frozen else "")
-    table = Table(title=title, caption=_recent(status), caption_justify="left", title_justify="left")
+    table = Table(title=title, caption=_lines(status.history[-_HISTORY_LINES:]), caption_justify="left", title_justify="left")
     for heading in ("version", "as of", "verdict", "parent", "alias"):
         table.add_column(heading)
     pointers = {"production": aliases.production, "previous": aliases.previous, "reference": aliases.reference}
@@ -96,9 +128,11 @@ def _table(status: RegistryStatus) -> Table:
     return table
 
 
-def _recent(status: RegistryStatus) -> str:
-    lines = []
-    for entry in status.history[-_HISTORY_LINES:]:
-        words = [entry.at, entry.event, entry.release or entry.as_of or "", entry.verdict or "", entry.reason or ""]
-        lines.append(escape("  ".join(word for word in words if word)))
-    return "\n".join(lines)
+def _lines(entries: Sequence[HistoryEntry]) -> str:
+    """A line an event, newest last: when, what, which release or day, the verdict, why."""
+    return "\n".join(escape("  ".join(word for word in _words(entry) if word)) for entry in entries)
+
+
+def _words(entry: HistoryEntry) -> tuple[str, ...]:
+    notes = ", ".join(f"{name}: {text}" for name, text in sorted(entry.notes.items()))
+    return entry.at, entry.event, entry.release or entry.as_of or "", entry.verdict or "", notes, entry.reason or ""

@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.errors import CheckpointError, ConfigError, RaceError, RegistryError
 from trainer.release.records import History, checked_name, guarded, read_record, write_aliases
-from trainer.release.sealing import copy_staged, publish, read_release, sweep, verify_release
+from trainer.release.sealing import copy_staged, publish, read_release, remove_release, sweep, verify_release
 from trainer.schema.files import locked, sync
 from trainer.schema.release import ALIASES, HISTORY, LOCK, VERDICT, VERSIONS, Aliases, HistoryEntry, ReleaseRecord
 from trainer.schema.verdict import HOLD, PROMOTE, REJECT
@@ -182,9 +182,11 @@ class Registry:
             if now.production == version:
                 return now
             self._check_open(now, version, expected_revision)
+            self._record(version)  # somebody may have removed it since it was verified
+            notes = {} if record.verdict == PROMOTE else {"override": f"the verdict was {record.verdict}"}
             return self._move(
                 now, "promote", version, reason, production=version, previous=now.production, reference=now.reference or version,
-                entry={"as_of": record.as_of, "verdict": record.verdict},
+                entry={"as_of": record.as_of, "verdict": record.verdict, "notes": notes},
             )  # fmt: skip
 
     def rollback(self, version: str | None = None, *, reason: str | None = None) -> Aliases:
@@ -218,6 +220,7 @@ class Registry:
                 )  # fmt: skip
             if now.production == target:
                 raise RegistryError("this release is live already", where=target, remedy="name an earlier release: version=...")
+            self._record(target)
             gone = now.production is None or not (self._versions / now.production).is_dir()
             return self._move(now, "rollback", target, reason, production=target, previous=None if gone else now.production)
 
@@ -242,6 +245,67 @@ class Registry:
         with guarded(self.folder), self._lock():
             return self._move(self.aliases(), "unfreeze", None, reason, frozen=None)
 
+    def refer_to(self, version: str | None, *, reason: str | None = None) -> Aliases:
+        """Moves the reference, against which small losses add up; None clears it, and the next release that goes live becomes it.
+
+        Args:
+            version: A sealed release.
+            reason: Why.
+
+        Raises:
+            RegistryError: If there is no such release.
+            CheckpointError: If a file of it is missing or was altered.
+        """
+        if version is not None:
+            self._record(version)
+            verify_release(self._versions / version)
+        elif self.aliases().reference is None:
+            return self.aliases()
+        with guarded(self.folder), self._lock():
+            if version is not None:
+                self._record(version)
+            return self._move(self.aliases(), "reference", version, reason, reference=version)
+
+    def retire(self, keep: int, *, dry_run: bool, reason: str | None = None) -> list[str]:
+        """Removes old versions: all but the newest, and never one that an alias points to.
+
+        Versions whose record is damaged stay: what they were is for a person to find out.
+
+        Args:
+            keep: Newest versions that stay, by cut-off day, then by the order in which they were sealed.
+            dry_run: Whether to say only what would go.
+            reason: Why.
+
+        Returns:
+            What goes, oldest first.
+        """
+        self._check_folders()
+        if not self._versions.is_dir():
+            return []
+        if dry_run:
+            return self._retiring(keep)
+        with guarded(self.folder), self._lock():
+            gone = self._retiring(keep)
+            for version in gone:
+                line = HistoryEntry(at=_now(), event="retire", release=version, reason=reason)
+                self._history.append(line, self.aliases().revision)
+                remove_release(self._versions / version)
+            sweep(self._versions)
+        return gone
+
+    def _retiring(self, keep: int) -> list[str]:
+        status = self.status()
+        aliases = status.aliases
+        pointed = {aliases.production, aliases.previous, aliases.reference}
+        sealed = {entry.release: place for place, entry in enumerate(status.history) if entry.event == "seal"}
+        known = [state.record for state in status.versions if state.record is not None]
+        known.sort(key=lambda record: (record.as_of, sealed.get(record.id, -1)))
+        return [record.id for record in known[: max(0, len(known) - keep)] if record.id not in pointed]
+
+    def record_event(self, event: str, *, reason: str | None = None, notes: dict[str, str] | None = None) -> None:
+        """Adds a line to the history about something beside the releases, say a suite; moves no pointer."""
+        self._append(HistoryEntry(at=_now(), event=event, reason=reason, notes=notes or {}))
+
     def record_verdict(
         self,
         verdict: str,
@@ -263,11 +327,14 @@ class Registry:
             notes: Anything else worth keeping.
         """
         _check_verdict(verdict, None)
-        self._check_folders()
         entry = HistoryEntry(
             at=_now(), event="verdict", verdict=verdict, as_of=as_of, inputs_sha256=inputs_sha256, release=release, reason=reason,
             notes=notes or {},
         )  # fmt: skip
+        self._append(entry)
+
+    def _append(self, entry: HistoryEntry) -> None:
+        self._check_folders()
         with guarded(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock():

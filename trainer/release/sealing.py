@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainer.errors import CheckpointError, RegistryError
 from trainer.release.records import as_json, guarded, read_record
-from trainer.schema.files import sync_tree, write_text
+from trainer.schema.files import sync, sync_tree, write_text
 from trainer.schema.hashing import sha256_file
 from trainer.schema.release import RECORD, ReleaseRecord
 
@@ -89,6 +89,14 @@ def publish(partial: Path, record: ReleaseRecord, final: Path) -> None:
     for name in _plain_files(partial):
         (partial / name).chmod(0o444)  # a slip of the hand should not unseal a release
     partial.rename(final)
+
+
+def remove_release(folder: Path) -> None:
+    """Removes a version: out of sight at once, then file by file; what a killed process leaves, `sweep` removes."""
+    gone = folder.with_name(f"{_PARTIAL}{folder.name}-{uuid.uuid4().hex[:12]}")
+    folder.rename(gone)
+    sync(folder.parent)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def sweep(versions: Path) -> None:

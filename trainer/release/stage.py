@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.release.registry import Registry
+from trainer.schema.hashing import sha256_file, sha256_json
 from trainer.schema.verdict import PROMOTE, REJECT, Verdict
 
 SEALED = ("verdict.json", "eval.json", "transfer.json", "config.yaml")
@@ -36,11 +37,11 @@ def stage_release(
         RaceError: If the pointer moved during the run.
         RegistryError: If promotions are frozen or the disk refuses.
     """
-    version = f"{as_of}-{bundle_sha256[:10]}"
     if verdict.verdict == REJECT:
         registry.record_verdict(verdict.verdict, as_of=as_of, inputs_sha256=inputs_sha256, reason=verdict.reason)
         return {"version": None, "sealed": False, "promoted": False, "sentence": "rejected: production stays"}
     staged = _staged(run_dir)
+    version = _version(as_of, bundle_sha256, staged)
     registry.seal(version, staged, as_of=as_of, verdict=verdict.verdict, parent=parent, inputs_sha256=inputs_sha256)
     shutil.rmtree(staged)
     promoted = verdict.verdict == PROMOTE and auto
@@ -49,6 +50,12 @@ def stage_release(
     registry.record_verdict(verdict.verdict, as_of=as_of, inputs_sha256=inputs_sha256, release=version, reason=verdict.reason)
     sentence = f"{version} is live" if promoted else f"{version} is sealed, not live"
     return {"version": version, "sealed": True, "promoted": promoted, "sentence": sentence}
+
+
+def _version(as_of: str, bundle_sha256: str, staged: Path) -> str:
+    """Names a release by what it holds: one model judged twice, say by another policy, is two releases, each with its verdict."""
+    papers = {name: sha256_file(staged / name) for name in SEALED if (staged / name).exists()}
+    return f"{as_of}-{sha256_json([bundle_sha256, papers])[:10]}"
 
 
 def _staged(run_dir: Path) -> Path:

@@ -5,7 +5,7 @@
     root/<product>/versions/<id>/embeddings/...    its embeddings
     root/<product>/versions/<id>/verdict.json      why
     root/<product>/aliases.json                    `Aliases`, replaced atomically under a lock with compare-and-swap
-    root/<product>/history.jsonl                   `HistoryEntry` a line: one per seal, promote, rollback, freeze, unfreeze, verdict
+    root/<product>/history.jsonl                   `HistoryEntry` a line: one of `EVENTS` each
     root/<product>/registry.lock                   held by whoever writes; empty
 """
 
@@ -22,7 +22,9 @@ ALIASES = "aliases.json"
 HISTORY = "history.jsonl"
 LOCK = "registry.lock"
 
-EVENTS = ("seal", "promote", "rollback", "freeze", "unfreeze", "verdict")
+EVENTS = (
+    "seal", "promote", "rollback", "freeze", "unfreeze", "reference", "retire", "verdict", "suite added", "suite removed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,144 @@
+"""Reference, retention and the history of what was done."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer.config import RegistryConfig, ReleaseRunConfig
+from trainer.errors import ConfigError, RegistryError
+from trainer.release import Registry, run
+
+VERSIONS = [f"v{number}" for number in range(6)]
+
+
+@pytest.fixture
+def aged(registry: Registry, stage, tmp_path: Path) -> Registry:
+    """Six versions, a day apart; v1 is the reference, v2 previous, v3 live, v4 and v5 newer and held."""
+    for number, version in enumerate(VERSIONS):
+        verdict = "PROMOTE" if number < 4 else "HOLD"
+        staged = stage(tmp_path / version, text=version, verdict=verdict)
+        registry.seal(version, staged, as_of=f"2022-05-{number + 1:02d}", verdict=verdict, parent=None, inputs_sha256=version)
+    for version in ("v1", "v2", "v3"):
+        registry.promote(version, registry.aliases().revision)
+    return registry
+
+
+def versions(registry: Registry) -> list[str]:
+    return [state.id for state in registry.status().versions]
+
+
+@pytest.mark.parametrize(("keep", "gone"), [(6, []), (5, ["v0"]), (4, ["v0"]), (2, ["v0"]), (1, ["v0", "v4"]), (100, [])])
+def test_only_old_versions_that_nothing_points_to_are_removed(aged: Registry, keep: int, gone: list[str]):
+    before = versions(aged)
+    assert aged.retire(keep, dry_run=True) == gone
+    assert versions(aged) == before, "a dry run removes nothing"
+    assert aged.retire(keep, dry_run=False, reason="disk") == gone
+    assert versions(aged) == [version for version in before if version not in gone]
+    assert aged.production_path() is not None
+    assert [path.name for path in (aged.folder / "versions").iterdir() if path.name.startswith(".")] == []
+    assert [(e.release, e.reason) for e in aged.status().history if e.event == "retire"] == [(version, "disk") for version in gone]
+    assert aged.rollback().production == "v2", "what a rollback needs stays"
+
+
+def test_a_damaged_version_is_left_to_a_person(aged: Registry):
+    record = aged.folder / "versions" / "v0" / "release.json"
+    record.chmod(0o644)
+    record.write_text("{")
+    assert aged.retire(1, dry_run=False) == ["v4"]
+    assert "v0" in versions(aged)
+
+
+def test_the_reference_moves_only_on_purpose(aged: Registry):
+    assert aged.aliases().reference == "v1"
+    assert aged.refer_to("v3", reason="quarter").reference == "v3"
+    assert aged.retire(1, dry_run=True) == ["v0", "v1", "v4"], "v1 is no longer pointed to"
+    with pytest.raises(RegistryError, match="not a sealed release"):
+        aged.refer_to("v9")
+    assert aged.refer_to(None).reference is None
+    revision = aged.aliases().revision
+    assert aged.refer_to(None).revision == revision, "clearing nothing changes nothing"
+    assert aged.promote("v1", revision).reference == "v1", "the next release that goes live becomes the reference"
+
+
+def test_a_version_removed_between_its_verification_and_the_lock_is_not_promoted(aged: Registry, monkeypatch: pytest.MonkeyPatch):
+    from trainer.release import registry as module
+
+    verify = module.verify_release
+
+    def verified_then_removed(folder: Path) -> object:
+        record = verify(folder)
+        module.remove_release(folder)
+        return record
+
+    before = aged.aliases()
+    monkeypatch.setattr(module, "verify_release", verified_then_removed)
+    with pytest.raises(RegistryError, match="not a sealed release"):
+        aged.promote("v0", before.revision)
+    assert aged.aliases() == before
+
+
+def act(registry: Registry, action: str, **settings) -> str:
+    place = RegistryConfig(root=str(registry.folder.parent), product=registry.folder.name)
+    return run(ReleaseRunConfig(registry=place, action=action, **settings))
+
+
+def test_the_commands_say_what_they_did(aged: Registry, capsys: pytest.CaptureFixture[str]):
+    assert act(aged, "gc", keep=1) == "Would remove 2: v0, v4. To do it: dry_run=false."
+    assert "v0" in versions(aged)
+    assert act(aged, "gc", keep=1, dry_run=False) == "Removed 2: v0, v4."
+    assert act(aged, "gc", keep=1) == "Nothing to remove."
+    assert act(aged, "reference", version="v3", reason="new year") == "v3 is the reference."
+    assert "v3 is no longer the reference" in act(aged, "unreference")
+    assert act(aged, "unreference") == "There was no reference."
+    for action, missing in (("gc", "keep"), ("reference", "version")):
+        with pytest.raises(ConfigError, match=missing):
+            act(aged, action)
+    for settings in ({"action": "status", "keep": 3}, {"action": "freeze", "reason": "x", "dry_run": False}):
+        with pytest.raises(ConfigError, match="does not use this setting"):
+            act(aged, **settings)
+    with pytest.raises(ConfigError, match="positive"):
+        act(aged, "gc", keep=0)
+
+
+def test_the_history_tells_verdicts_overrides_and_reasons(aged: Registry, capsys: pytest.CaptureFixture[str]):
+    aged.record_verdict("REJECT", as_of="2022-05-09", inputs_sha256="x", reason="calibration of click is off")
+    act(aged, "promote", version="v5", override=True, reason="agreed with the feed team")
+    for number in range(20):
+        aged.record_event("suite added", reason=f"incident {number}", notes={"suite": f"s{number}"})
+    capsys.readouterr()
+    act(aged, "history")
+    printed = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "REJECT",
+        "calibration of click is off",
+        "override: the verdict was HOLD agreed with the feed team",
+        "suite: s0 incident 0",
+    ):
+        assert words in printed, words
+    act(aged, "history", version="v5")
+    printed = capsys.readouterr().out
+    assert "promote" in printed
+    assert "incident" not in printed
+
+
+def test_one_model_judged_twice_is_two_releases_each_with_its_verdict(registry: Registry, tmp_path: Path):
+    from trainer.release.stage import stage_release
+    from trainer.schema.verdict import Verdict
+
+    def judged(verdict: str) -> dict:
+        run_dir = tmp_path / "run"
+        (run_dir / "challenger").mkdir(parents=True, exist_ok=True)
+        (run_dir / "challenger" / "manifest.json").write_text("{}")
+        (run_dir / "verdict.json").write_text(json.dumps({"verdict": verdict}))
+        return stage_release(
+            registry, run_dir, Verdict(verdict=verdict, reason="r", policy="refresh", checks=[], failed=[]), as_of="2022-05-01",
+            inputs_sha256=verdict, bundle_sha256="b" * 64, parent=None, expected_revision=registry.aliases().revision, auto=True,
+        )  # fmt: skip
+
+    held = judged("HOLD")
+    assert judged("HOLD")["version"] == held["version"], "the same again is the same release"
+    promoted = judged("PROMOTE")
+    assert promoted["promoted"]
+    assert promoted["version"] != held["version"]
+    assert registry.aliases().production == promoted["version"]

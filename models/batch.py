@@ -43,6 +43,8 @@ class Batch:
         known_NA: bool, whether the label is ripe and known.
         weight_N: float32, example weights.
         row_N: int64, row of the target in its shard, to match predictions with examples.
+        teacher_NA: float32, a teacher's score of each action (probability, expected count or seconds); NaN where it gave
+            none. None without distillation.
     """
 
     offsets_S1: Tensor
@@ -65,6 +67,7 @@ class Batch:
     known_NA: Tensor
     weight_N: Tensor
     row_N: Tensor
+    teacher_NA: Tensor | None = None
 
     @property
     def sequences(self) -> int:
@@ -80,8 +83,12 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Returns the batch on `device`."""
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
+        return Batch(**{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors()})
 
     def pin_memory(self) -> Batch:
         """Returns the batch in page-locked memory."""
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return Batch(**{name: tensor.pin_memory() for name, tensor in self._tensors()})
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return [(name, tensor) for name, tensor in values if tensor is not None]

@@ -76,7 +76,7 @@ class ContextNetwork(nn.Module):
         context, numeric, outputs = shape.context_dim, len(shape.numeric), len(shape.outputs)
         self.feature_dropout = shape.feature_dropout
         self.categorical = FeatureTables(shape.categorical, shape.vocabularies, context, "context")
-        self.user, self.item, self.product = (Projection(shape.dim, context, ("context", "dim")) for _ in range(3))
+        self.user, self.item, self.product = (Projection(shape.dim, context, ("context", axis)) for axis in ("dim", "vector", "vector"))
         self.layers = nn.ModuleList(ContextLayer(shape) for _ in range(shape.context_layers))
         self.norm = RMSNorm(context, norm_eps_at(shape, context), "context")
         self.dimensions = {
@@ -90,7 +90,7 @@ class ContextNetwork(nn.Module):
         self.output = nn.Parameter(torch.empty(outputs, context).normal_(std=TABLE_STD))
         self.bias = nn.Parameter(initial_bias(shape.actions))
 
-    def forward(self, batch: Batch, packing: Packing, user_ND: Tensor, item_ND: Tensor) -> Tensor:
+    def forward(self, batch: Batch, packing: Packing, user_ND: Tensor, item_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Scores every target.
 
         Args:
@@ -100,7 +100,7 @@ class ContextNetwork(nn.Module):
             item_ND: Vector of the item.
 
         Returns:
-            [N, O] in fp32 or better.
+            Outputs [N, O] in fp32 or better, and the state [N, context] that they are read from.
 
         Raises:
             ValueError: If the batch has other numbers of features than the shape.
@@ -114,7 +114,7 @@ class ContextNetwork(nn.Module):
             hidden_NC = layer(hidden_NC)
         hidden_NC = self.norm(hidden_NC)
         with torch.autocast(hidden_NC.device.type, enabled=False):  # bf16 keeps three digits; calibration needs more
-            return hidden_NC @ self.output.T + numeric_NF @ self.wide + self.bias
+            return hidden_NC @ self.output.T + numeric_NF @ self.wide + self.bias, hidden_NC
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Context rows [N, C] and numeric values [N, F], with learned values where a feature is missing or dropped."""
@@ -125,6 +125,31 @@ class ContextNetwork(nn.Module):
             categorical_NC = categorical_NC.masked_fill(_chance(categorical_NC, self.feature_dropout), OOV_ROW)
             present_NF = present_NF & ~_chance(present_NF, self.feature_dropout)
         return categorical_NC, torch.where(present_NF, batch.numeric_NF.to(self.missing.dtype), self.missing)
+
+
+class TeacherHead(nn.Module):
+    """Reads a teacher's scores from what the served outputs read. It is trained and never served.
+
+    The teacher's bias stays in this head: it shapes the trunk and the context network, but no served output is fitted to it
+    (Khani et al. 2024, arXiv 2408.14678, section on auxiliary distillation heads). Its weights start at zero and its bias at
+    the base rates, so it begins without a say.
+
+    Args:
+        shape: Shape of the ranker.
+        stop_gradient: Whether the head only listens: it then measures how well the teacher can be read and teaches nothing.
+    """
+
+    def __init__(self, shape: RankerShape, *, stop_gradient: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(shape.actions), shape.context_dim))
+        self.bias = nn.Parameter(torch.cat([initial_bias((action,))[:1] for action in shape.actions]))
+        self.stop_gradient = stop_gradient
+
+    def forward(self, shared_NC: Tensor) -> Tensor:
+        """Maps [N, context] to one output an action, [N, A]: logit, log rate, or log1p of the expected seconds."""
+        shared_NC = shared_NC.detach() if self.stop_gradient else shared_NC
+        with torch.autocast(shared_NC.device.type, enabled=False):
+            return F.linear(shared_NC.to(self.weight.dtype), self.weight, self.bias)
 
 
 def _chance(like: Tensor, rate: float) -> Tensor:

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from models.batch import Batch
 from models.ranker import ActionShape, RankerShape, Scores
 
+MIN_RATE = 1e-6  # a teacher's expected count below this is taken for it: its logarithm would rule the loss
 MAX_LOG_RATE = 15.0  # a rate of 3 million; above, the loss goes on linearly
 MAX_LOG_SIGMA = 4.0  # sigma of log seconds stays between e^-4 and e^4
 MAX_LOG_SECONDS = math.log1p(7 * 86_400)  # an expected duration never exceeds a week
@@ -90,6 +91,45 @@ def multi_action_loss(
     mean_A = torch.stack(means)
     action_weight_A = mean_A.new_tensor([1.0 if weights is None else weights[name] for name in names])
     return ActionLosses((mean_A * action_weight_A).sum(), mean_A.detach(), torch.stack(sums).detach())
+
+
+def teacher_loss(
+    read_NA: Tensor, batch: Batch, actions: tuple[ActionShape, ...], weights: Mapping[str, float] | None = None
+) -> Tensor:
+    """Distance of a `models.heads.TeacherHead` from the teacher's scores, over the rows that the teacher scored.
+
+    Soft binary cross-entropy on a probability (Hinton et al. 2015, arXiv 1503.02531, at temperature 1); half the squared
+    difference of log rates (count) and of log1p of expected seconds (duration).
+
+    Args:
+        read_NA: What the head read.
+        batch: `teacher_NA` and `weight_N`; labels play no part, so rows whose labels are not ripe teach as well.
+        actions: Predicted actions.
+        weights: Action -> weight; None weighs all actions alike.
+
+    Returns:
+        Scalar; 0 where the teacher scored no row.
+
+    Raises:
+        ValueError: If the batch brings no teacher's scores.
+    """
+    if batch.teacher_NA is None:
+        raise ValueError("the batch holds no teacher's scores; its shard was written without distillation")
+    total = read_NA.new_zeros(())
+    for column, action in enumerate(actions):
+        known_N = torch.isfinite(batch.teacher_NA[:, column])
+        score_N = batch.teacher_NA[:, column].to(read_NA.dtype).masked_fill(~known_N, 0.0)
+        read_N, weight_N = read_NA[:, column], batch.weight_N.to(read_NA.dtype) * known_N
+        match action.kind:
+            case "binary":
+                loss_N = F.binary_cross_entropy_with_logits(read_N, score_N.clamp(0.0, 1.0), reduction="none")
+            case "count":
+                loss_N = 0.5 * (read_N - score_N.clamp(min=MIN_RATE).log()).square()
+            case _:
+                loss_N = 0.5 * (read_N - torch.log1p(score_N.clamp(min=0.0))).square()
+        mean = (loss_N * weight_N).sum() / weight_N.sum().clamp(min=torch.finfo(read_NA.dtype).tiny)
+        total = total + mean * (1.0 if weights is None else weights[action.name])
+    return total
 
 
 def _by_action(output_NO: Tensor, actions: tuple[ActionShape, ...]) -> Iterator[tuple[ActionShape, Tensor]]:

@@ -111,7 +111,8 @@ def _data(health: HealthMap, days: DayPlan, examples: ExamplesManifest) -> dict[
 def _transfer(transfer: dict[str, Any] | None) -> dict[str, Any] | None:
     if transfer is None:
         return None
-    return {name: transfer[name] for name in ("exact", "source", "elements", "vocabularies", "parity")}
+    names = ("exact", "source", "elements", "vocabularies", "parity", "distilled")
+    return {name: transfer[name] for name in names if name in transfer}
 
 
 def _changes(

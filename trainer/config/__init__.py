@@ -5,6 +5,7 @@ they come from (also ``++typo=1``, which Hydra itself lets pass), with the neare
 """
 
 from trainer.config.backtest import ArmConfig, BacktestConfig
+from trainer.config.injection import InjectConfig
 from trainer.config.inputs import RebuildConfig, ScanConfig
 from trainer.config.jobs import CompareRunConfig, GateRunConfig, ReleaseRunConfig, RetrainConfig, ScanRunConfig, SimulateConfig
 from trainer.config.judging import EvaluationConfig, ValueConfig
@@ -23,6 +24,7 @@ __all__ = [
     "ExportConfig",
     "FitConfig",
     "GateRunConfig",
+    "InjectConfig",
     "ModelConfig",
     "NextItemConfig",
     "OptimizerConfig",

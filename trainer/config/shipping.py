@@ -78,9 +78,28 @@ class ReleaseConfig:
 
     Attributes:
         auto: Whether PROMOTE is carried out.
+        absorb: After PROMOTE, train a copy of the judged trunk on the holdout too and serve it, if it stays close to the judged
+            copy on the holdout's rows; the judged trunk stays the parent of the next run.
+        absorb_mean: Largest shift of an action's mean logit (log of the expectation for counts and durations).
+        absorb_quantile: Largest shift of any of its percentiles 1 to 99.
+        absorb_ratio: Largest distance of predicted / observed from 1, unless the judged copy's is larger.
+        absorb_traffic: Largest relative change of the traffic above production's quantiles .5, .9 and .99.
     """
 
     auto: bool = True
+    absorb: bool = False
+    absorb_mean: float = 0.1
+    absorb_quantile: float = 0.3
+    absorb_ratio: float = 0.05
+    absorb_traffic: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("absorb_mean", "absorb_quantile", "absorb_ratio", "absorb_traffic"):
+            positive(f"release.{name}", getattr(self, name))
+        if self.absorb and not self.auto:
+            raise ConfigError(
+                "nothing is absorbed where PROMOTE is not carried out", where="release.absorb", remedy="release.auto=true, or drop it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

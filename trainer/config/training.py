@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from trainer.errors import ConfigError
 from trainer.schema.validate import choice, positive
@@ -31,22 +32,40 @@ class ModelConfig:
     auxiliary_weight: float = 0.2
     max_history: int = 50
     user_id: bool = False
+    norm: str = "rms"
+    norm_eps: float = 1e-6
+    final_norm_eps: float | None = None
+    activation: str = "gelu"
+    biases: bool = False
+    rotary: bool = True
+    positions: int = 0
+    padding: int | None = None
+    normed_layers: int = 0
 
     def __post_init__(self) -> None:
         choice("model.name", self.name, ("sasrec", "hstu"))
+        choice("model.norm", self.norm, ("rms", "layer"))
+        choice("model.activation", self.activation, ("gelu", "relu"))
         for name in ("dim", "layers", "heads", "head_dim", "ffn_dim", "context_dim", "max_history"):
             positive(f"model.{name}", getattr(self, name))
-        if self.head_dim % 2:
+        if self.rotary and self.head_dim % 2:
             raise ConfigError("rotary positions need an even head width", where="model.head_dim", got=self.head_dim)
+
+    def shape_values(self) -> dict[str, Any]:
+        """Returns the fields of `models.ranker.RankerShape` that a configuration decides, apart from the architecture."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "max_history", "user_id")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with groups: matrices decay, embeddings, norms and biases do not.
+    """AdamW with groups: matrices decay, norms and biases do not; embedding tables are updated row by row, only where touched.
 
     Attributes:
         lr: Learning rate of everything but embeddings.
+        tables: How embedding tables learn: ``adamw`` (two moments an entry) or ``rowwise_adagrad`` (one accumulator a row).
         embedding_lr: Learning rate of embedding tables.
+        table_decay: Frequency-aware decay of table rows: a touched row loses ``min(1, table_decay x steps since its last touch)``
+            of itself (AdamAR); 0 is off.
         weight_decay: Decoupled decay of matrices.
         beta1: First moment.
         beta2: Second moment.
@@ -55,6 +74,8 @@ class OptimizerConfig:
 
     name: str = "adamw"
     lr: float = 1e-3
+    tables: str = "adamw"
+    table_decay: float = 0.0
     embedding_lr: float = 1e-3
     weight_decay: float = 0.01
     beta1: float = 0.9
@@ -65,25 +86,80 @@ class OptimizerConfig:
         choice("optimizer.name", self.name, ("adamw",))
         positive("optimizer.lr", self.lr)
         positive("optimizer.embedding_lr", self.embedding_lr)
+        choice("optimizer.tables", self.tables, ("adamw", "rowwise_adagrad"))
+        if not 0 <= self.table_decay < 1:
+            raise ConfigError("a decay a step lies in [0, 1)", where="optimizer.table_decay", got=self.table_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """Learning-rate schedule: linear warm-up, constant trunk, optional anneal at the end.
+    """Learning-rate schedule: linear warm-up, then a trunk at a constant rate, which is the parent of the next run.
 
     Attributes:
         warmup_steps: Steps of a cold run's warm-up.
         rewarm_steps: Steps of a warm run's re-warm-up.
         warm_factor: Factor on the learning rate of a warm run: a night adds to years of training, it does not replace them.
-        anneal_share: Last share of the steps over which the rate falls linearly to `anneal_to` of its value.
-        anneal_to: Factor at the very end.
+        serving: What is served: ``ema`` (the trunk's average, `fit.ema_decay`), ``annealed`` (a copy that leaves the trunk before
+            the end and is annealed on the same batches) or ``trunk``.
+        anneal_share: Last share of the steps that the annealed copy makes beside the trunk: what it costs, in steps.
+        anneal_to: Factor at the very end; the copy's rate falls linearly to it.
     """
 
     warmup_steps: int = 50
     rewarm_steps: int = 20
     warm_factor: float = 0.3
+    serving: str = "ema"
     anneal_share: float = 0.0
     anneal_to: float = 0.1
+
+    def __post_init__(self) -> None:
+        choice("schedule.serving", self.serving, ("ema", "annealed", "trunk"))
+        if not 0 <= self.anneal_share < 1:
+            raise ConfigError("a share lies in [0, 1)", where="schedule.anneal_share", got=self.anneal_share)
+        if (self.anneal_share > 0) != (self.serving == "annealed"):
+            raise ConfigError(
+                "the trunk keeps its rate; only a served copy is annealed",
+                where="schedule.anneal_share",
+                got=f"{self.anneal_share} with schedule.serving={self.serving}",
+                remedy="schedule=anneal, or schedule.serving=annealed with an anneal_share above 0",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Learning from a teacher's scores through a head that is trained and not served (`models.heads.TeacherHead`).
+
+    Teacher and challenger may share nothing but the names of their actions.
+
+    Attributes:
+        source: ``none``, ``production`` (the live bundle scores every training row) or ``logged`` (the scores that production
+            logged; it need not be a bundle; rows without one are left out).
+        weight: Weight of the teacher's loss beside the labels'.
+        decay_to: Share of `weight` that is left at the last step; it falls linearly.
+        stop_gradient: Whether the head only listens: it tells how well the teacher can be read and teaches nothing.
+    """
+
+    source: str = "none"
+    weight: float = 1.0
+    decay_to: float = 1.0
+    stop_gradient: bool = False
+
+    def __post_init__(self) -> None:
+        choice("distill.source", self.source, ("none", "production", "logged"))
+        positive("distill.weight", self.weight)
+        if not 0 <= self.decay_to <= 1:
+            raise ConfigError("a share lies in [0, 1]", where="distill.decay_to", got=self.decay_to)
+        if self.source == "none" and (self.weight, self.decay_to, self.stop_gradient) != (1.0, 1.0, False):
+            raise ConfigError(
+                "without a teacher these settings have no effect",
+                where="distill",
+                got=f"weight {self.weight}, decay_to {self.decay_to}, stop_gradient {self.stop_gradient}",
+                remedy="distill=production or distill=logged",
+            )
+
+    def weight_at(self, step: int, steps: int) -> float:
+        """Returns the weight at `step` (from 0) of `steps`."""
+        return self.weight * (1 + (self.decay_to - 1) * step / max(steps - 1, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +175,9 @@ class WarmStartConfig:
         retire_after_days: Ids not seen for so long lose their row; 0 keeps all.
         approximate: Whether an architecture other than production's may start from what both share; the difference is measured.
         replay_share: Share of training targets drawn again from days production has already trained on.
+        replay_tables: What replayed targets do to embedding tables, which overfit in a second pass: ``frozen`` (nothing),
+            ``decayed`` (train them, and rows decay by `replay_decay` as `optimizer.table_decay` says) or ``train``.
+        replay_decay: Frequency-aware decay on replayed targets.
     """
 
     source: str = "production"
@@ -109,11 +188,23 @@ class WarmStartConfig:
     retire_after_days: int = 0
     approximate: bool = False
     replay_share: float = 0.0
+    replay_tables: str = "frozen"
+    replay_decay: float = 0.0
 
     def __post_init__(self) -> None:
         choice("warm_start.source", self.source, ("production", "none"))
         choice("warm_start.new_ids", self.new_ids, ("oov", "mean", "zero"))
         choice("warm_start.optimizer", self.optimizer, ("carry", "reset"))
+        choice("warm_start.replay_tables", self.replay_tables, ("frozen", "decayed", "train"))
+        if not 0 <= self.replay_share < 1:
+            raise ConfigError("a share lies in [0, 1)", where="warm_start.replay_share", got=self.replay_share)
+        if not 0 <= self.replay_decay < 1 or (self.replay_decay > 0) != (self.replay_tables == "decayed"):
+            raise ConfigError(
+                "replayed targets decay rows only where they are told to",
+                where="warm_start.replay_decay",
+                got=f"{self.replay_decay} with warm_start.replay_tables={self.replay_tables}",
+                expected="replay_tables=decayed with a replay_decay above 0 and below 1, or neither",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

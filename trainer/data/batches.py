@@ -50,6 +50,7 @@ def take(shard: Shard, units_B: np.ndarray) -> Batch:
         known_NA=targets(shard.known_NA),
         weight_N=targets(shard.weight_N),
         row_N=targets(shard.row_N),
+        teacher_NA=None if shard.teacher_NA is None else targets(shard.teacher_NA),
     )
 
 

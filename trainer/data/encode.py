@@ -34,6 +34,7 @@ class Shard:
         token_*: See `models.batch.Batch`.
         target_*: See `models.batch.Batch`.
         row_N: Row of the target in the partition's examples file.
+        teacher_NA: A teacher's scores under distillation, else None; see `models.batch.Batch`.
     """
 
     token_offsets_U1: np.ndarray
@@ -56,6 +57,7 @@ class Shard:
     known_NA: np.ndarray
     weight_N: np.ndarray
     row_N: np.ndarray
+    teacher_NA: np.ndarray | None = None
 
     @property
     def units(self) -> int:
@@ -63,7 +65,8 @@ class Shard:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns all arrays by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: array for name, array in arrays.items() if array is not None}
 
 
 def transform(values_N: np.ndarray, kind: str) -> np.ndarray:

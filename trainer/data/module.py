@@ -17,6 +17,7 @@ from models.batch import Batch
 from trainer.data.batches import take
 from trainer.data.plan import BatchPlan, PlannedBatch
 from trainer.data.shards import ShardStore
+from trainer.errors import TrainingError
 
 
 class PlannedBatches(Dataset):
@@ -62,6 +63,7 @@ class BatchModule(L.LightningDataModule):
         plan: All steps of the run.
         workers: Loader processes.
         cursor: Steps already trained.
+        identity: Steps and hash of the plan.
     """
 
     def __init__(self, store: ShardStore, plan: BatchPlan, workers: int = 0) -> None:
@@ -70,6 +72,7 @@ class BatchModule(L.LightningDataModule):
         self.plan = plan
         self.workers = workers
         self.cursor = 0
+        self.identity = f"{plan.steps} steps, {plan.sha256[:16]}"
 
     def train_dataloader(self) -> DataLoader:
         """Returns the loader of this rank's remaining batches."""
@@ -87,19 +90,21 @@ class BatchModule(L.LightningDataModule):
         """Moves a batch; pinned memory makes the copy asynchronous."""
         return batch.to(device, non_blocking=True)
 
-    def state_dict(self) -> dict[str, int]:
-        """Returns the cursor and the plan's length, by which a resume checks that it plays the same plan."""
-        return {"cursor": self.cursor, "steps": self.plan.steps}
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the cursor and the plan's identity, by which a resume checks that it plays the same plan."""
+        return {"cursor": self.cursor, "plan": self.identity}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Restores the cursor."""
-        if state["steps"] != self.plan.steps:
-            from trainer.errors import TrainingError
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the cursor.
 
+        Raises:
+            TrainingError: If the plan is another one: steps would be lost or made twice.
+        """
+        if state["plan"] != self.identity:
             raise TrainingError(
                 "cannot resume: the batch plan changed",
-                got=f"{self.plan.steps} steps",
-                expected=f"{state['steps']} steps",
+                got=self.identity,
+                expected=state["plan"],
                 remedy="start in a new run_dir",
             )
         self.cursor = state["cursor"]

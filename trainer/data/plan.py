@@ -6,6 +6,7 @@ exactly one batch, and two runs with the same seed, shards and ranks have the sa
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,19 @@ class BatchPlan:
     @property
     def steps(self) -> int:
         return len(self.batches) // self.ranks
+
+    def is_new(self, step: int) -> bool:
+        """Tells whether a step's targets are new; all ranks of a step agree."""
+        return self.batches[step * self.ranks].new
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the plan: every unit of every step."""
+        digest = hashlib.sha256(f"{self.ranks}".encode())
+        for batch in self.batches:
+            digest.update(f"{batch.key.stem} {batch.new} {len(batch.units_B)} ".encode())
+            digest.update(np.ascontiguousarray(batch.units_B, np.int64).tobytes())
+        return digest.hexdigest()
 
     def of_rank(self, rank: int) -> list[PlannedBatch]:
         """Returns the batches of one rank, a step each."""
@@ -90,7 +104,8 @@ def plan_batches(
             one_pass += [PlannedBatch(keys[index], units) for units in cut(tokens_U, targets_U, batch_targets, batch_tokens, rng)]
         new += [one_pass[index] for index in _interleave(one_pass, rng)]
     replayed = _replayed(new, replay, lengths, replay_share, batch_targets, batch_tokens, np.random.default_rng([seed, passes]))
-    return BatchPlan(_divisible(_spread(new, replayed), ranks), ranks)
+    # Each kind fills whole steps: what replayed targets may not touch is then the same on every rank.
+    return BatchPlan(_spread(_divisible(new, ranks), _divisible(replayed, ranks), ranks), ranks)
 
 
 def cut(tokens_U: np.ndarray, targets_U: np.ndarray, batch_targets: int, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -150,12 +165,14 @@ def _replayed(
     return batches[:wanted]
 
 
-def _spread(new: list[PlannedBatch], replayed: list[PlannedBatch]) -> list[PlannedBatch]:
+def _spread(new: list[PlannedBatch], replayed: list[PlannedBatch], ranks: int) -> list[PlannedBatch]:
+    """Spreads replayed steps evenly among the new ones; `ranks` batches make a step."""
     if not replayed:
         return new
-    position = np.concatenate([np.arange(len(new)) + 0.5, (np.arange(len(replayed)) + 0.5) * len(new) / len(replayed)])
+    steps, extra = len(new) // ranks, len(replayed) // ranks
+    position = np.concatenate([np.arange(steps) + 0.5, (np.arange(extra) + 0.5) * steps / extra])
     both = [*new, *replayed]
-    return [both[index] for index in np.argsort(position, kind="stable")]
+    return [both[index * ranks + rank] for index in np.argsort(position, kind="stable") for rank in range(ranks)]
 
 
 def _divisible(batches: list[PlannedBatch], ranks: int) -> list[PlannedBatch]:
@@ -171,5 +188,5 @@ def _divisible(batches: list[PlannedBatch], ranks: int) -> list[PlannedBatch]:
         else:
             index -= 1
     while len(batches) % ranks:
-        batches.append(PlannedBatch(batches[-1].key, np.zeros(0, np.int64)))
+        batches.append(PlannedBatch(batches[-1].key, np.zeros(0, np.int64), batches[-1].new))
     return batches

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.ranker import Ranker
-from trainer.config import FitConfig, OptimizerConfig, ScheduleConfig
+from trainer.config import DistillConfig, FitConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
 from trainer.data import BatchModule, BatchPlan, ShardStore
 from trainer.fit.schedule import schedule_of
 from trainer.fit.task import RankingTask, StepLog
@@ -36,9 +36,10 @@ class FitResult:
 
     Attributes:
         trunk: Weights at the end, by name.
-        serving: Averaged weights, by name (the trunk's when averaging is off).
-        optimizer: Moments by ``<parameter>/<moment>``.
-        steps: Optimizer steps of this run.
+        serving: Weights that are served, by name (`schedule.serving`).
+        optimizer: The trunk's moments by ``<parameter>/<moment>``.
+        steps: Optimizer steps of this run's trunk.
+        annealed: Steps of the annealed copy, made beside the trunk's on the same batches.
         skipped: Steps skipped as non-finite.
         log: One entry a step, of rank 0.
         seconds: Wall time of the loop.
@@ -49,6 +50,7 @@ class FitResult:
     serving: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     steps: int
+    annealed: int
     skipped: int
     log: list[StepLog]
     seconds: float
@@ -72,10 +74,10 @@ class CursorAndCheckpoint(Callback):
             if trainer.is_global_zero:
                 temporary.replace(self.folder / _RESUME)
 
-    def on_train_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, task: RankingTask) -> None:  # type: ignore[override]
         """Saves the optimizer's moments by parameter name: spawned ranks cannot hand them back otherwise."""
         if trainer.is_global_zero:
-            save_file(_named_moments(task), self.folder / _MOMENTS)
+            save_file(task.optimizers_of[0].named_state(), self.folder / _MOMENTS)
 
 
 def fit(
@@ -91,6 +93,8 @@ def fit(
     warm: bool,
     folder: Path,
     moments: dict[str, dict[str, Tensor]] | None = None,
+    distill: DistillConfig | None = None,
+    replay: WarmStartConfig | None = None,
     logger: Any = None,
     callbacks: Sequence[Callback] = (),
 ) -> FitResult:
@@ -107,7 +111,9 @@ def fit(
         seed: Seed of dropout.
         warm: Whether the weights come from production (re-warm instead of warm-up).
         folder: Folder for the resumable checkpoint; a checkpoint found there is resumed from.
-        moments: Carried optimizer moments: parameter -> {exp_avg, exp_avg_sq, step}.
+        moments: Carried optimizer moments: parameter -> {exp_avg, exp_avg_sq, step} (`trainer.fit.tables` for tables).
+        distill: The teacher's part in the loss; its scores are in the shards.
+        replay: What replayed targets do to tables.
         logger: Lightning logger or None.
         callbacks: Observers; they see every step before the cursor moves on, and a resumed run restores their state.
 
@@ -126,7 +132,10 @@ def fit(
         action_weights=action_weights,
         optimizer=optimizer,
         schedule=schedule_of(schedule, plan.steps, warm),
-        ema_decay=config.ema_decay,
+        annealed=schedule_of(schedule, plan.steps, warm, anneal=True) if schedule.serving == "annealed" else None,
+        distill=distill,
+        replay=replay,
+        ema_decay=config.ema_decay if schedule.serving == "ema" else 0.0,
         seed=seed,
         max_skipped_steps=config.max_skipped_steps,
         initial_moments=moments,
@@ -146,12 +155,12 @@ def fit(
         trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
     seconds = time.perf_counter() - begin
     resume.unlink(missing_ok=True)
-    averaged = task.average if task.average is not None else task.ranker
     return FitResult(
         trunk={name: tensor.detach().cpu() for name, tensor in task.ranker.state_dict().items()},
-        serving={name: tensor.detach().cpu() for name, tensor in averaged.state_dict().items()},
+        serving={name: tensor.detach().cpu() for name, tensor in task.served.state_dict().items()},
         optimizer=load_file(folder / _MOMENTS),
         steps=plan.steps,
+        annealed=0 if task.annealed is None else task.annealed.anneal,
         skipped=int(task.skipped),
         log=_read_steps(folder / _STEPS),
         seconds=seconds,
@@ -191,13 +200,3 @@ def _read_steps(file: Path) -> list[StepLog]:
     """Reads the step log; steps that a killed run made after its last checkpoint were made again, the last entry counts."""
     entries = (StepLog(**json.loads(line)) for line in file.read_text().splitlines())
     return sorted({entry.step: entry for entry in entries}.values(), key=lambda entry: entry.step)
-
-
-def _named_moments(task: L.LightningModule) -> dict[str, Tensor]:
-    state = task.optimizers(use_pl_optimizer=False).state  # type: ignore[union-attr]
-    named: dict[str, Tensor] = {}
-    for name, parameter in task.ranker.named_parameters():  # type: ignore[union-attr]
-        for key, value in state.get(parameter, {}).items():
-            tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
-            named[f"{name}/{key}"] = tensor.detach().cpu().float().contiguous()
-    return named

@@ -1,4 +1,4 @@
-"""The learning-rate schedule of a run: linear (re-)warm-up, constant trunk, optional linear anneal."""
+"""The learning-rate schedule of a run: linear (re-)warm-up, then a constant rate; a served copy leaves it and is annealed."""
 
 from __future__ import annotations
 
@@ -34,9 +34,15 @@ class Schedule:
         return rise
 
 
-def schedule_of(config: ScheduleConfig, steps: int, warm: bool) -> Schedule:
-    """Returns the schedule of a run with `steps` steps; a warm start re-warms, because carried moments meet new data."""
+def schedule_of(config: ScheduleConfig, steps: int, warm: bool, *, anneal: bool = False) -> Schedule:
+    """Returns the schedule of a run with `steps` steps; a warm start re-warms, because carried moments meet new data.
+
+    Args:
+        config: Settings.
+        steps: Steps of the run.
+        warm: Whether the weights come from production.
+        anneal: Whether it is that of an annealed copy; the trunk keeps its rate, or the next run would start at nearly none.
+    """
     warmup = config.rewarm_steps if warm else config.warmup_steps
-    return Schedule(
-        steps, config.warm_factor if warm else 1.0, min(warmup, max(steps // 4, 1)), int(steps * config.anneal_share), config.anneal_to
-    )
+    last = round(steps * config.anneal_share) if anneal else 0
+    return Schedule(steps, config.warm_factor if warm else 1.0, min(warmup, max(steps // 4, 1)), last, config.anneal_to)

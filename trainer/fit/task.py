@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from models.batch import Batch
-from models.losses import ranker_loss
 from models.ranker import Ranker
-from trainer.config import OptimizerConfig
+from trainer.config import DistillConfig, OptimizerConfig, WarmStartConfig
 from trainer.errors import TrainingError
+from trainer.fit.learner import Learner, Optimizers
 from trainer.fit.schedule import Schedule
 
 
@@ -31,10 +29,12 @@ class StepLog:
 
     Attributes:
         step: Step number, from 0.
-        loss: Training loss, NaN if the step was skipped for it.
+        loss: Training loss before the step, NaN if the step was skipped for it. In one pass over new targets this is progressive
+            validation: every target is scored before it is learned.
         lr: Learning rate factor.
         grad_norm: Global gradient norm before clipping.
         skipped: Whether the step was skipped as non-finite.
+        new: Whether its targets were new; replayed ones have been learned before and say nothing about progress.
     """
 
     step: int
@@ -42,14 +42,16 @@ class StepLog:
     lr: float
     grad_norm: float
     skipped: bool
+    new: bool = True
 
 
 class RankingTask(L.LightningModule):
     """Trains a ranker on its actions.
 
     Attributes:
-        ranker: The trunk: what the next warm start begins with.
-        average: Exponential moving average of the trunk's weights: what is served. None when averaging is off.
+        trunk: What trains at the schedule's rate, with the head that reads a teacher.
+        average: Exponential moving average of the trunk's weights. None when averaging is off.
+        branch: The copy that leaves the trunk and is annealed. None where nothing is annealed.
     """
 
     skipped: Tensor
@@ -66,66 +68,107 @@ class RankingTask(L.LightningModule):
         max_skipped_steps: int,
         initial_moments: dict[str, dict[str, Tensor]] | None = None,
         log_file: Path | None = None,
+        annealed: Schedule | None = None,
+        distill: DistillConfig | None = None,
+        replay: WarmStartConfig | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.ranker = ranker
+        self.distill = distill or DistillConfig()
+        self.replay = replay or WarmStartConfig()
+        self.trunk = Learner(ranker, action_weights, self.distill)
         self.average = copy.deepcopy(ranker).requires_grad_(False) if ema_decay > 0 else None
-        self.action_weights = action_weights
+        # Without gradients while the trunk is wrapped for several ranks: the branch averages its own.
+        self.branch = copy.deepcopy(self.trunk).requires_grad_(False) if annealed is not None and annealed.anneal else None
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
         self.config = optimizer
         self.schedule = schedule
+        self.annealed = annealed
         self.ema_decay = ema_decay
         self.seed = seed
         self.max_skipped_steps = max_skipped_steps
         self.initial_moments = initial_moments or {}
         self.log_file = log_file
 
+    @property
+    def ranker(self) -> Ranker:
+        """The trunk's ranker: what the next warm start begins with."""
+        return self.trunk.ranker
+
+    @property
+    def served(self) -> Ranker:
+        """What is served: the annealed copy, else the average, else the trunk."""
+        if self.branch is not None:
+            return self.branch.ranker
+        return self.ranker if self.average is None else self.average
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Makes one step, or skips it if the loss or the gradient is not finite."""
-        step = self.trainer.datamodule.cursor  # type: ignore[attr-defined]
+        """Makes one step of the trunk, and of the branch once it has left; a step is skipped if it is not finite."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        step, new = data.cursor, data.plan.is_new(data.cursor)
+        if self.branch is not None and step == self._leaves():
+            self.optimizers_of[1].copy_from(self.optimizers_of[0])
+        entry = self._advance(self.trunk, self.optimizers_of[0], self.schedule, batch, step, new)
+        if not entry.skipped:
+            self._update_average(step)
+        self._record(entry)
+        if self.branch is not None and self.annealed is not None and step >= self._leaves():
+            self._advance(self.branch.requires_grad_(True), self.optimizers_of[1], self.annealed, batch, step, new)
+        loss = torch.tensor(entry.loss, device=self.device)
+        self.log("loss", loss, prog_bar=True, on_step=True, logger=self.trainer.logger is not None, batch_size=max(batch.targets, 1))
+        return loss
+
+    def loss(self, learner: Learner, batch: Batch, step: int) -> Tensor:
+        """Returns what `learner` is to minimise."""
+        return learner.loss(batch, self.distill.weight_at(step, self.schedule.steps))
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Builds the optimizers of the trunk and of the branch; carried moments are filled in by parameter name."""
+        self.optimizers_of = [Optimizers(learner, self.config) for learner in (self.trunk, self.branch) if learner is not None]
+        refused = self.optimizers_of[0].carry(self.initial_moments)
+        if refused and self.global_rank == 0:
+            print(f"{len(refused)} tables start with fresh optimizer state: production kept another kind than {self.config.tables}")
+        return [optimizer for optimizers in self.optimizers_of for optimizer in optimizers.all()]
+
+    def _leaves(self) -> int:
+        """First step of the branch."""
+        return self.annealed.steps - self.annealed.anneal if self.annealed is not None else 0
+
+    def _advance(self, learner: Learner, optimizers: Optimizers, schedule: Schedule, batch: Batch, step: int, new: bool) -> StepLog:
         # Dropout is a function of (seed, step, rank): a resumed run draws what the uninterrupted run would have drawn.
         torch.manual_seed((self.seed * 1_000_003 + step) * 4096 + self.global_rank)
-        optimizer = cast(torch.optim.Optimizer, self.optimizers())
-        optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(batch)
-        self.manual_backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.ranker.parameters(), self.config.clip_norm)
-        finite = bool(torch.isfinite(norm) & torch.isfinite(loss.detach()))
-        factor = self.schedule.factor(step)
-        if finite:
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
-            optimizer.step()
-            self._update_average(step)
+        optimizers.zero_grad()
+        loss = self.loss(learner, batch, step)
+        if learner is self.trunk:
+            self.manual_backward(loss)
         else:
-            optimizer.zero_grad(set_to_none=True)
+            self._backward_branch(learner, loss)
+        if not new and self.replay.replay_tables == "frozen":
+            for table in learner.tables().values():
+                table.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), self.config.clip_norm)
+        finite = bool(torch.isfinite(norm) & torch.isfinite(loss.detach()))
+        factor = schedule.factor(step)
+        if finite:
+            optimizers.set_rates(factor, self.config.table_decay if new else self._replay_decay())
+            for optimizer in optimizers.all():
+                optimizer.step()
+        else:
+            optimizers.zero_grad()
             self._count_skipped(step)
-        self._record(StepLog(step, float(loss.detach()), factor, float(norm), not finite))
-        self.log(
-            "loss", loss.detach(), prog_bar=True, on_step=True, logger=self.trainer.logger is not None, batch_size=max(batch.targets, 1)
-        )
-        return loss.detach()
+        return StepLog(step, float(loss.detach()), factor, float(norm), not finite, new)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Returns the weighted multi-action loss, the auxiliary head's included."""
-        if batch.targets == 0:  # the padding batch of a rank that has run out of units: take part, add nothing
-            return sum((p.sum() * 0.0 for p in self.ranker.parameters()), torch.zeros((), device=self.device))
-        return ranker_loss(self.ranker(batch), batch, self.ranker.shape, self.action_weights).total
+    def _backward_branch(self, learner: Learner, loss: Tensor) -> None:
+        loss.backward()
+        if self.trainer.world_size > 1:
+            for parameter in learner.parameters():
+                if parameter.grad is None:  # every rank must take part in the same exchanges
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.trainer.world_size
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Returns AdamW over named groups; carried moments are filled in by parameter name."""
-        groups = list(parameter_groups(self.ranker, self.config))
-        optimizer = torch.optim.AdamW(groups, betas=(self.config.beta1, self.config.beta2), foreach=True)
-        names = {parameter: name for name, parameter in self.ranker.named_parameters()}
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                moments = self.initial_moments.get(names[parameter])
-                if moments is not None:
-                    optimizer.state[parameter] = {
-                        key: value.clone() if key == "step" else value.to(parameter.device).clone() for key, value in moments.items()
-                    }
-        return optimizer
+    def _replay_decay(self) -> float:
+        return self.replay.replay_decay if self.replay.replay_tables == "decayed" else self.config.table_decay
 
     def _record(self, entry: StepLog) -> None:
         """Appends to the step log; a resumed run appends too, and the reader keeps the last entry of a step."""
@@ -154,23 +197,3 @@ class RankingTask(L.LightningModule):
                 expected=f"at most {self.max_skipped_steps} (fit.max_skipped_steps)",
                 remedy="lower optimizer.lr, or look at the shard's features in the report",
             )
-
-
-def parameter_groups(ranker: Ranker, config: OptimizerConfig) -> Iterator[dict]:
-    """Groups parameters by what they are: tables, matrices, vectors. Only matrices decay.
-
-    AdamW's decay on tables would shrink the rows of rare ids at every step, touched or not (x0.007 in 50,000 steps at lr 1e-3
-    and decay 0.1): the long tail is what years of training bought.
-    """
-    axes = ranker.axes()
-    tables, matrices, vectors = [], [], []
-    for name, parameter in ranker.named_parameters():
-        if any(axis.startswith("vocab:") for axis in axes[name]):
-            tables.append(parameter)
-        elif parameter.ndim >= 2:
-            matrices.append(parameter)
-        else:
-            vectors.append(parameter)
-    for params, lr, decay in ((tables, config.embedding_lr, 0.0), (matrices, config.lr, config.weight_decay), (vectors, config.lr, 0.0)):
-        if params:
-            yield {"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -25,7 +26,9 @@ from trainer.data.inputs import freeze_inputs, item_table, merge_vocabulary
 from trainer.data.shards import ShardKey
 from trainer.days import DayPlan
 from trainer.errors import CheckpointError, DataError
+from trainer.fit.distil import Scorer, Teacher, distilled_only
 from trainer.fit.run import FitResult, fit
+from trainer.fit.task import StepLog
 from trainer.schema.bundle import OPTIMIZER, TRANSFER, TRUNK, BundleManifest
 from trainer.schema.examples import ExamplesManifest, read_partition, read_tail, vocabulary_path
 from trainer.schema.files import write_text
@@ -54,7 +57,8 @@ class TrainLog:
         tokens: History tokens in one pass.
         passes: Passes over the new targets.
         parameters: Elements of the ranker.
-        last_loss: Mean loss of the last tenth of the steps.
+        last_loss: Mean loss of the last tenth of the steps on new targets; replayed ones say nothing about progress.
+        annealed: Steps that the annealed copy made beside them.
     """
 
     steps: int
@@ -66,6 +70,7 @@ class TrainLog:
     passes: int
     parameters: int
     last_loss: float
+    annealed: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ def train(
     model: ModelConfig | None = None,
     logger: Any = None,
     watch: Callable[[Encoder], list[Callback]] | None = None,
+    teacher: Scorer | None = None,
 ) -> Trained:
     """Trains a challenger.
 
@@ -127,6 +133,7 @@ def train(
         model: Shape to train instead of ``config.model`` (production continued).
         logger: Lightning logger.
         watch: Builds observers of the training loop from the run's encoder (a backtest's meter).
+        teacher: The live bundle as a scorer, for ``distill=production``.
 
     Returns:
         The verified bundle and what is to be said about it.
@@ -139,15 +146,15 @@ def train(
     model = model or config.model
     inputs, vocabularies = freeze(config, root, manifest, days, production, model)
     encoder = Encoder(inputs, vocabularies)
-    store = ShardStore(out.parent / f"{out.name}-shards")
     known_until = day_end_ms(days.as_of, config.data.timezone)
     replay_days = days.seen if production and config.warm_start.replay_share > 0 else []
-    for key in _keys(manifest, [*days.train, *replay_days]):
-        if not store.exists(key):
-            store.write(key, encoder.encode(*partition(root, manifest, key), known_until))
+    source = Teacher(config.distill, config.data, inputs, teacher) if config.distill.source != "none" else None
+    store, keys = ShardStore(out.parent / f"{out.name}-shards"), _keys(manifest, [*days.train, *replay_days])
+    taught = encode_shards(store, root, manifest, keys, encoder, known_until, source)
     torch.manual_seed(config.seed)
     ranker = models.build(shape_of(model, inputs, vocabularies))
     start = begin(config, ranker, encoder, production, probe(root, manifest, days, known_until))
+    start = replace(start, report=with_teacher(start.report, taught, ranker))
     passes = config.fit.warm_passes if production else config.fit.passes
     batches = plan_batches(
         _keys(manifest, days.train),
@@ -172,12 +179,15 @@ def train(
         warm=production is not None,
         folder=out.parent / f"{out.name}-fit",
         moments=start.moments,
+        distill=config.distill,
+        replay=config.warm_start,
         logger=logger,
         callbacks=watch(encoder) if watch else (),
     )
     lengths = [store.lengths(key) for key in _keys(manifest, days.train)]
     log = TrainLog(
         steps=result.steps,
+        annealed=result.annealed,
         skipped=result.skipped,
         seconds=result.seconds,
         device=result.device,
@@ -185,11 +195,14 @@ def train(
         tokens=sum(int(tokens.sum()) for tokens, _ in lengths),
         passes=passes,
         parameters=sum(parameter.numel() for parameter in start.ranker.parameters()),
-        last_loss=float(np.mean([entry.loss for entry in result.log[-max(len(result.log) // 10, 1) :]])),
+        last_loss=last_loss(result.log),
     )
     bundle = write_bundle(
         out,
-        describe(config, model, inputs, manifest, days, production, start.ranker, result),
+        replace(
+            describe(config, model, inputs, manifest, days, production, start.ranker, result),
+            watermark_ms=watermark(root, manifest, days, production),
+        ),
         trunk=result.trunk,
         serving=result.serving,
         optimizer=result.optimizer,
@@ -206,6 +219,48 @@ def train(
     if start.report is not None:
         write_text(out.parent / TRANSFER, json.dumps(start.report, indent=1))
     return Trained(bundle, start.report, log)
+
+
+def encode_shards(
+    store: ShardStore, root: Path, manifest: ExamplesManifest, keys: list[ShardKey], encoder: Encoder, known_until: int,
+    teacher: Teacher | None,
+) -> dict[str, Any] | None:  # fmt: skip
+    """Encodes the partitions that an earlier attempt has not, with the teacher's scores beside them.
+
+    Returns:
+        What is to be said about the teacher; None without one.
+    """
+    for key in keys:
+        if store.exists(key):
+            continue
+        rows = partition(root, manifest, key)
+        shard = encoder.encode(*rows, known_until)
+        if teacher is not None:
+            shard = replace(shard, teacher_NA=teacher.scores(*rows, known_until)[shard.row_N])
+        store.write(key, shard)
+    return teacher.report(store, keys) if teacher is not None else None
+
+
+def watermark(root: Path, manifest: ExamplesManifest, days: DayPlan, production: Bundle | None) -> int:
+    """Returns the latest event time (ms) among the new targets and those of all ancestors."""
+    times = [read_partition(root, manifest, key.day, key.bucket, ["event_time"]) for key in _keys(manifest, days.train)]
+    latest = max((pc.max(table["event_time"]).as_py() for table in times), default=0)
+    return max(latest, production.manifest.watermark_ms if production else 0)
+
+
+def with_teacher(report: dict[str, Any] | None, taught: dict[str, Any] | None, ranker: Ranker) -> dict[str, Any] | None:
+    """Adds what a teacher did to the transfer report; a cold challenger gets one that says only that."""
+    if taught is None:
+        return report
+    if report is not None:
+        return {**report, "distilled": taught}
+    return distilled_only(taught, {name: list(tensor.shape) for name, tensor in ranker.state_dict().items()})
+
+
+def last_loss(log: list[StepLog]) -> float:
+    """Returns the mean loss of the last tenth of the steps on new targets, as it was before each step."""
+    losses = [entry.loss for entry in log if entry.new]
+    return float(np.mean(losses[-max(len(losses) // 10, 1) :]))
 
 
 def plan_only(config: RetrainConfig, root: Path, manifest: ExamplesManifest, days: DayPlan, production: Bundle | None) -> dict[str, Any]:
@@ -273,7 +328,7 @@ def begin(
             where="model.name",
             got=ranker.shape.architecture,
             expected=architecture,
-            remedy="warm_start.approximate=true keeps tables and the context network; warm_start=none starts cold",
+            remedy="warm_start=none distill=production learns from its scores; warm_start.approximate=true keeps tables and context",
         )
     parent = build_ranker(production, TRUNK)
     source = Side.of(parent, production.vocabularies, production.sha256)
@@ -350,21 +405,7 @@ def shape_of(model: ModelConfig, inputs: InputSpec, vocabularies: dict[str, Voca
         token_features=inputs.token_features,
         categorical=inputs.categorical,
         numeric=tuple(entry.name for entry in inputs.numeric),
-        **{
-            name: getattr(model, name)
-            for name in (
-                "dim",
-                "layers",
-                "heads",
-                "head_dim",
-                "ffn_dim",
-                "context_dim",
-                "context_layers",
-                "dropout",
-                "feature_dropout",
-                "auxiliary_weight",
-            )
-        },
+        **model.shape_values(),
     )
 
 

@@ -28,6 +28,7 @@ from trainer.config import FitConfig, ModelConfig, RetrainConfig
 from trainer.data import BatchModule, BatchPlan, Shard, ShardStore, plan_batches
 from trainer.data.shards import ShardKey
 from trainer.errors import TrainingError
+from trainer.fit.learner import Learner
 from trainer.fit.run import CursorAndCheckpoint
 from trainer.fit.schedule import schedule_of
 from trainer.fit.task import RankingTask
@@ -84,15 +85,10 @@ class Fitted:
 class NextItemTask(RankingTask):
     """Cross-entropy of the next item over the whole catalogue."""
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, learner: Learner, batch: Batch, step: int) -> Tensor:
         """Returns the mean loss of the batch's targets."""
-        user_ND = self.ranker.user_vectors(batch)
-        return full_softmax(user_ND, catalogue(self.ranker), batch.target_item_N - RESERVED_ROWS)
-
-    @property
-    def served(self) -> Ranker:
-        """The ranker that is judged: the average, if there is one."""
-        return self.ranker if self.average is None else self.average
+        user_ND = learner.ranker.user_vectors(batch)
+        return full_softmax(user_ND, catalogue(learner.ranker), batch.target_item_N - RESERVED_ROWS)
 
 
 class EachPass(Callback):
@@ -223,10 +219,9 @@ def read_fitted(folder: Path, model: ModelConfig, items: int) -> Fitted:
 
 def shape_of(model: ModelConfig, items: int) -> RankerShape:
     """Returns the shape of a pure next-item ranker: items are all it knows."""
-    names = ("dim", "layers", "heads", "head_dim", "ffn_dim", "dropout")
     return RankerShape(
         architecture=model.name, actions=(), history_actions=(), vocabularies={"item": items + RESERVED_ROWS}, item_vocabulary="item",
-        **{name: getattr(model, name) for name in names},
+        **model.shape_values(),
     )  # fmt: skip
 
 
@@ -242,7 +237,7 @@ def _fit(config: RetrainConfig, ranker: Ranker, data: BatchModule, passes: EachP
         ranker,
         action_weights={},
         optimizer=config.optimizer,
-        schedule=schedule_of(config.schedule, data.plan.steps, warm=False),
+        schedule=schedule_of(config.schedule, data.plan.steps, warm=False, anneal=True),  # its passes are judged, none is a parent
         ema_decay=config.fit.ema_decay,
         seed=config.seed,
         max_skipped_steps=config.fit.max_skipped_steps,

@@ -41,6 +41,8 @@ class BundleManifest:
         config: Resolved configuration of the run.
         axes: Parameter -> meaning of each dimension (see `models.ranker.Ranker.axes`).
         trained: Day -> content hash of every partition that the weights have seen, ancestors included.
+        watermark_ms: Latest event time among all targets that the weights have seen, ancestors included (UTC).
+        absorbed: Day -> content hash of partitions that the serving weights alone have seen; the trunk has not.
         parent: Hash of the parent's manifest, if warm-started.
         space_id: Space of the exported vectors.
         steps: Optimizer steps since the first ancestor.
@@ -58,6 +60,8 @@ class BundleManifest:
     config: dict[str, Any]
     axes: dict[str, list[str]]
     trained: dict[str, str]
+    watermark_ms: int = 0
+    absorbed: dict[str, str] = field(default_factory=dict)
     parent: str | None = None
     space_id: str = ""
     steps: int = 0

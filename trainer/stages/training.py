@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint import Bundle
+from trainer.config import DistillConfig
 from trainer.days import DayPlan
 from trainer.job import Job
 from trainer.schema.examples import ExamplesManifest
+from trainer.schema.files import write_text
+from trainer.schema.hashing import sha256_json
 from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.summary import Summary
 
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
 
 def train(job: Job, examples: ExamplesManifest, days: DayPlan, **options: Any) -> Trained:
     """Trains the challenger; `options` are those of `trainer.fit.train`."""
+    from trainer.evaluate import RankerScorer
+
+    if job.config.distill.source == "production" and job.production is not None:
+        options = {"teacher": RankerScorer(job.production), **options}
     return _train(job, examples, days, "challenger", job.parent, options)
 
 
@@ -52,9 +60,11 @@ def _train(job: Job, examples: ExamplesManifest, days: DayPlan, name: str, paren
     from trainer.tracking import logger
 
     out = job.run.path / name
+    # Production continued is what fresh data alone would give: nobody teaches it.
+    config = job.config if name == "challenger" else replace(job.config, distill=DistillConfig())
     start = partial(
         train,
-        job.config,
+        config,
         Path(job.config.rebuild.root),
         examples,
         days,
@@ -73,10 +83,22 @@ def _train(job: Job, examples: ExamplesManifest, days: DayPlan, name: str, paren
         as_plain(job.config.optimizer),
         as_plain(job.config.schedule),
         as_plain(job.config.warm_start),
+        as_plain(config.distill),
+        job.production.sha256 if job.production and config.distill.source == "production" else None,
         as_plain(job.config.fit),
         job.config.seed,
         parent.sha256 if parent else None,
         as_plain(examples),
         as_plain(days),
     ]
+    _forget_others(out, sha256_json(key))
     return job.run.stage("train" if name == "challenger" else "continue", key, start, lambda: read_trained(out), tell)
+
+
+def _forget_others(out: Path, key: str) -> None:
+    """Removes the scratch of an attempt with other settings: its shards and its checkpoint must not be gone on from."""
+    marker = out.parent / f"{out.name}-key"
+    if not marker.exists() or marker.read_text() != key:
+        for scratch in ("shards", "fit"):
+            shutil.rmtree(out.parent / f"{out.name}-{scratch}", ignore_errors=True)
+    write_text(marker, key)

@@ -62,7 +62,7 @@ def test_training_lowers_the_loss_and_visits_every_step(tmp_path):
     assert list(steps) == list(range(result.steps))
     assert np.mean(values[-8:]) < np.mean(values[:8])
     assert all(torch.isfinite(tensor).all() for tensor in result.trunk.values())
-    assert {name.rsplit("/", 1)[1] for name in result.optimizer} == {"exp_avg", "exp_avg_sq", "step"}
+    assert {name.rsplit("/", 1)[1] for name in result.optimizer} == {"exp_avg", "exp_avg_sq", "step", "last"}
 
 
 def test_two_runs_are_bit_equal(tmp_path):
@@ -189,7 +189,9 @@ def test_carried_moments_are_used_by_name(tmp_path):
 
 
 def test_schedule_warms_up_holds_and_anneals():
-    schedule = schedule_of(ScheduleConfig(warmup_steps=10, anneal_share=0.5, anneal_to=0.1), 100, warm=False)
+    config = ScheduleConfig(warmup_steps=10, serving="annealed", anneal_share=0.5, anneal_to=0.1)
+    assert schedule_of(config, 100, warm=False).factor(99) == 1.0, "the trunk keeps its rate"
+    schedule = schedule_of(config, 100, warm=False, anneal=True)
     factors = [schedule.factor(step) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[40] == 1.0
     assert factors[99] == pytest.approx(0.1) and np.all(np.diff(factors[50:]) < 0)

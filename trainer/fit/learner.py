@@ -1,0 +1,126 @@
+"""What is trained: a ranker and, under distillation, the unserved head that reads the teacher from it; and their optimizers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.batch import Batch
+from models.heads import TeacherHead
+from models.losses import ranker_loss, teacher_loss
+from models.ranker import Ranker
+from trainer.config import DistillConfig, OptimizerConfig
+from trainer.fit.tables import TableOptimizer
+
+
+class Learner(nn.Module):
+    """A ranker with its loss. Only the ranker is kept.
+
+    Args:
+        ranker: The ranker.
+        action_weights: Action -> weight of its loss.
+        distill: The teacher's part in it.
+    """
+
+    def __init__(self, ranker: Ranker, action_weights: Mapping[str, float], distill: DistillConfig) -> None:
+        super().__init__()
+        self.ranker = ranker
+        self.action_weights = action_weights
+        self.teacher = TeacherHead(ranker.shape, stop_gradient=distill.stop_gradient) if distill.source != "none" else None
+
+    def loss(self, batch: Batch, teacher_weight: float) -> Tensor:
+        """Returns the weighted multi-action loss, those of the auxiliary head and of the teacher's included."""
+        if batch.targets == 0:  # the padding batch of a rank that has run out of units: take part, add nothing
+            return sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=batch.weight_N.device))
+        scores = self.ranker(batch)
+        total = ranker_loss(scores, batch, self.ranker.shape, self.action_weights).total
+        if self.teacher is not None:
+            total = total + teacher_weight * teacher_loss(
+                self.teacher(scores.shared_NC), batch, self.ranker.shape.actions, self.action_weights
+            )
+        return total
+
+    def tables(self) -> dict[str, nn.Parameter]:
+        """Returns the embedding tables by name: what has a row an id."""
+        axes = self.ranker.axes()
+        return {name: p for name, p in self.ranker.named_parameters() if any(axis.startswith("vocab:") for axis in axes[name])}
+
+
+class Optimizers:
+    """AdamW for dense parameters (only matrices decay), and one that works by row for the embedding tables.
+
+    Attributes:
+        dense: Optimizer of everything but tables.
+        tables: Optimizer of the tables; None for a ranker without any.
+
+    Args:
+        learner: What they train.
+        config: Settings.
+    """
+
+    def __init__(self, learner: Learner, config: OptimizerConfig) -> None:
+        self.learner = learner
+        tables = list(learner.tables().values())
+        known = set(map(id, tables))
+        dense = [p for p in learner.parameters() if id(p) not in known]
+        groups = (([p for p in dense if p.ndim >= 2], config.weight_decay), ([p for p in dense if p.ndim < 2], 0.0))
+        betas = (config.beta1, config.beta2)
+        self.dense = torch.optim.AdamW(
+            [{"params": params, "lr": config.lr, "base_lr": config.lr, "weight_decay": decay} for params, decay in groups if params],
+            betas=betas,
+            foreach=True,
+        )
+        self.tables = (
+            TableOptimizer(tables, kind=config.tables, lr=config.embedding_lr, betas=betas, decay=config.table_decay) if tables else None
+        )
+
+    def all(self) -> list[torch.optim.Optimizer]:
+        """Returns the optimizers in a fixed order: Lightning restores them by position."""
+        return [self.dense] if self.tables is None else [self.dense, self.tables]
+
+    def set_rates(self, factor: float, table_decay: float) -> None:
+        """Sets learning rates to `factor` times their configured values, and the decay of touched rows."""
+        for optimizer in self.all():
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+        if self.tables is not None:
+            for group in self.tables.param_groups:
+                group["decay"] = table_decay
+
+    def zero_grad(self) -> None:
+        """Forgets all gradients."""
+        for optimizer in self.all():
+            optimizer.zero_grad(set_to_none=True)
+
+    def carry(self, moments: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+        """Fills in carried moments by parameter name; returns the parameters whose moments are another optimizer's."""
+        tables, refused = self.learner.tables(), []
+        for name, parameter in self.learner.ranker.named_parameters():
+            if name not in moments:
+                continue
+            if name in tables and self.tables is not None:
+                if not self.tables.restore(parameter, dict(moments[name])):
+                    refused.append(name)
+                continue
+            self.dense.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device).clone() for key, value in moments[name].items()
+            }
+        return refused
+
+    def named_state(self) -> dict[str, Tensor]:
+        """Returns the state as ``<parameter>/<key>``, float32 on the CPU; the teacher's head is not kept."""
+        named: dict[str, Tensor] = {}
+        for name, parameter in self.learner.ranker.named_parameters():
+            for optimizer in self.all():
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    named[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().float().contiguous()
+        return named
+
+    def copy_from(self, other: Optimizers) -> None:
+        """Takes over weights and state of `other`, whose learner has the same shape."""
+        self.learner.load_state_dict(other.learner.state_dict())
+        for mine, theirs in zip(self.all(), other.all(), strict=True):
+            mine.load_state_dict(copy.deepcopy(theirs.state_dict()))  # torch keeps the tensors it is given

@@ -70,7 +70,8 @@ def _judged(
     try:
         if case.table is not None:
             answer = examine(suite, case.table, policy, weights, seed)
-            return replace(answer, sentence=f"{answer.sentence}{f' ({case.remark})' if case.remark else ''}")
+            outcome = "fail" if answer.outcome == "not_testable" else answer.outcome  # the same rows could tell when they were stored
+            return replace(answer, outcome=outcome, sentence=f"{answer.sentence}{f' ({case.remark})' if case.remark else ''}")
         return measure_suite(suite, table.filter(pa.array(rows_where(table, suite.where or ""))), policy, weights, seed)
     except RewarmError as error:
         words = error.what + (f": {error.got}" if error.got is not None else "")
@@ -99,15 +100,15 @@ def examine(suite: Suite, table: pa.Table, policy: GatePolicy, weights: dict[str
         seed: Seed of bootstraps.
 
     Returns:
-        *fail* where harm beyond the margin is shown or the rows can say nothing, *hold* where the estimate lies beyond the margin
-        without being shown, else *pass*; `Check.mde` is the smallest harm that would have been shown.
+        *fail* where harm beyond the margin is shown, *hold* where the estimate lies beyond it without being shown, *not_testable* where
+        the rows can say nothing, else *pass*; `Check.mde` is the harm that would have been shown.
     """
     question = measure_suite(suite, table, policy, weights, seed)
     check, level = question.check, 1 - policy.confidence
     detect = reach(question.se, question.dof, policy.confidence)
     check = replace(check, mde=suite.margin + detect if math.isfinite(detect) else None)
     if question.too_few is not None or check.p is None:
-        outcome, words = "fail", f"these rows can no longer tell: {question.too_few or 'the metric is not defined on them'}"
+        outcome, words = "not_testable", f"these rows cannot tell: {question.too_few or 'the metric is not defined on them'}"
     elif check.p <= level:
         outcome, words = "fail", "worse than tolerated" if suite.source is None or suite.source.failed is None else "a past failure is back"
     elif check.p < 0.5:

@@ -10,7 +10,9 @@ from trainer.rebuild.plan import content_hash
 from trainer.schema.hashing import sha256_json
 from trainer.schema.health import HealthMap
 from trainer.schema.plain import as_plain
+from trainer.schema.suite import SUITES
 from trainer.schema.summary import Summary
+from trainer.suites import SuiteStore
 
 if TYPE_CHECKING:
     pass
@@ -20,7 +22,7 @@ _COSMETIC = ("run_dir", "registry", "tracking", "release")
 
 
 def question(job: Job, health: HealthMap) -> str:
-    """Returns the hash of everything the verdict depends on: as_of, configuration, and the bytes of the log.
+    """Returns the hash of everything the verdict depends on: as_of, configuration, suites, and the bytes of the log.
 
     Production is left out on purpose: once this run's challenger is live, running it again is still the same question.
     """
@@ -29,7 +31,8 @@ def question(job: Job, health: HealthMap) -> str:
     settings["rebuild"] = {**settings["rebuild"], "root": None, "workers": None}
     settings["fit"] = {**settings["fit"], "progress": None}
     contents = {day: content_hash(day, state) for day, state in health.days.items()}
-    return sha256_json([__version__, settings, contents])
+    suites = SuiteStore(job.registry.folder / SUITES).digests()
+    return sha256_json([__version__, settings, contents, *([suites] if suites else [])])
 
 
 def judged_before(job: Job, asked: str) -> bool:

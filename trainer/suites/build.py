@@ -89,6 +89,8 @@ def _golden(config: SuiteRunConfig, asked: _Asked, run: JudgedRun) -> tuple[Suit
     suite = _suite(config, asked, run, config.margin, source)
     answer = examine(suite, golden.rows, run.policy, run.weights, run.seed)
     noise = (answer.mde or 0.0) - suite.margin
+    if answer.outcome == "not_testable":
+        raise ConfigError("these rows can tell nothing", where="where", got=answer.sentence, remedy="choose more rows")
     if noise > suite.margin:
         raise ConfigError(
             "these rows cannot tell a harm of the margin from chance", where="margin", got=f"{suite.margin:.4g}",

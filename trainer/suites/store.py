@@ -95,6 +95,12 @@ class SuiteStore:
             raise RegistryError("a suite lies under another's name", where=path, got=suite.name, expected=name, remedy=_REMEDY)
         return suite
 
+    def digests(self) -> dict[str, str]:
+        """Returns the hash of every suite's record: with other suites, the same challenger is another question."""
+        records = {name: self.folder / name / RECORD for name in self.names()}
+        with _guarded(self.folder):
+            return {name: sha256_file(path) if path.is_file() else "" for name, path in records.items()}
+
     def rows(self, suite: Suite) -> GoldenRows:
         """Reads and verifies golden rows.
 

@@ -91,6 +91,10 @@ def _misplaced(old_ED: np.ndarray, new_ED: np.ndarray, where: str) -> Check:
 
     Looked for as they are, after a shift, and after a rotation: rows may have changed places in a space that moved as well.
     """
+    own_E = _alone(new_ED)  # a vector that many share now is no exchange of two
+    old_ED, new_ED, total = old_ED[own_E], new_ED[own_E], len(old_ED)
+    if len(old_ED) < 3:
+        return _bounded("embedding_ids", where, 0.0, MISPLACED_SHARE, total, "{:.2%} of the entities carry another entity's vector")
     random = np.random.default_rng(0).permutation(len(old_ED))[:_SUSPECTS]
     share = 0.0
     for back_ED in (new_ED, *(fit(old_ED, new_ED, method).apply(new_ED) for method in (SHIFT, ROTATION))):
@@ -101,6 +105,12 @@ def _misplaced(old_ED: np.ndarray, new_ED: np.ndarray, where: str) -> Check:
         few, many = float(caught_S.sum()) / len(old_ED), float(_is_elsewhere(old_ED, back_ED, own_E, random).mean())
         share = max(share, few if not caught_S.all() else many)
     return _bounded("embedding_ids", where, share, MISPLACED_SHARE, len(old_ED), "{:.2%} of the entities carry another entity's vector")
+
+
+def _alone(x_ED: np.ndarray) -> np.ndarray:
+    """Returns bool [E]: whether no other row has the same values."""
+    _, place_E, count_U = np.unique(x_ED, axis=0, return_inverse=True, return_counts=True)
+    return count_U[place_E.reshape(-1)] == 1
 
 
 def _is_elsewhere(old_ED: np.ndarray, new_ED: np.ndarray, own_E: np.ndarray, suspects: np.ndarray) -> np.ndarray:
@@ -115,8 +125,8 @@ def _is_elsewhere(old_ED: np.ndarray, new_ED: np.ndarray, own_E: np.ndarray, sus
         distance_QE[np.arange(len(block)), block] = np.inf
         near_S2[start : start + 64] = np.sqrt(np.maximum(np.partition(distance_QE, 1, axis=1)[:, :2], 0))
     first_S, second_S = near_S2[:, 0], near_S2[:, 1]
-    # Squares cancel: a distance of zero comes out as some 1e-7 of the vectors' length.
-    alone_S = (first_S <= _RATIO * second_S) | (first_S < 1e-6 * np.sqrt(square_E.max()))
+    # A vector that several entities share (all those without a history) belongs to nobody.
+    alone_S = (first_S <= _RATIO * second_S) & (second_S > 1e-6 * np.sqrt(square_E.max()))
     return far_S & (first_S < _CLOSE * own_E[suspects]) & alone_S
 
 

@@ -15,7 +15,10 @@ class ExportConfig:
     Attributes:
         enabled: Whether the stage runs.
         entities: ``user`` and/or ``item``.
-        wide: Whether a view with one float32 column a dimension is written beside the vector column.
+        wide: Whether feature vectors, one float32 column a dimension, are written beside the serving vectors.
+        layout: Column of the serving vectors: ``list`` (fixed-size lists, read by everything) or ``packed`` (their bytes, faster).
+        delta: Whether vectors that changed since the live export are written apart, with the ids that are no more.
+        on_drift: When no rigid map brings vectors back to the live space: ``new_space`` or ``refuse``.
         shard_rows: Rows a shard.
         min_coverage: Smallest share of the holdout's rows whose entity must have a vector; below it the export is refused.
         max_zero_share: Largest share of all-zero vectors; above it the export is refused.
@@ -24,12 +27,17 @@ class ExportConfig:
     enabled: bool = True
     entities: list[str] = field(default_factory=lambda: ["user", "item"])
     wide: bool = True
+    layout: str = "list"
+    delta: bool = False
+    on_drift: str = "new_space"
     shard_rows: int = 200_000
     min_coverage: float = 0.2
     max_zero_share: float = 0.01
 
     def __post_init__(self) -> None:
         positive("export.shard_rows", self.shard_rows)
+        choice("export.layout", self.layout, ("list", "packed"))
+        choice("export.on_drift", self.on_drift, ("new_space", "refuse"))
         for entity in self.entities:
             choice("export.entities", entity, ("user", "item"))
 

@@ -1,7 +1,17 @@
 """Embeddings as files that consumers can trust: streamed, checked, hashed, read back, and visible only as a whole. No torch."""
 
-from trainer.export.drift import compare
+from trainer.export.drift import compare_exports
+from trainer.export.features import read_alignment
 from trainer.export.read import lookup, read_embeddings, read_manifest, read_pairs
-from trainer.export.write import export
+from trainer.export.write import export, replace_pairs
 
-__all__ = ["compare", "export", "lookup", "read_embeddings", "read_manifest", "read_pairs"]
+__all__ = [
+    "compare_exports",
+    "export",
+    "lookup",
+    "read_alignment",
+    "read_embeddings",
+    "read_manifest",
+    "read_pairs",
+    "replace_pairs",
+]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from trainer.config import load
 from trainer.errors import ConfigError, ExportError
-from trainer.schema.embeddings import EMBEDDINGS_VERSION, MANIFEST, PAIR, EmbeddingManifest, Shard, VectorBlock
+from trainer.schema.embeddings import EMBEDDINGS_VERSION, MANIFEST, PAIR, EmbeddingManifest, Shard, VectorBlock, wide_names
 from trainer.schema.hashing import sha256_file
 from trainer.schema.ids import plain_ids
 
@@ -48,10 +48,29 @@ def read_embeddings(folder: Path, entity: str) -> Iterator[VectorBlock]:
     Raises:
         ExportError: If the entity was not exported, or a file is missing or was altered.
     """
-    manifest = read_manifest(folder)
-    for batch in _batches(folder, manifest, entity):
-        vectors = batch.column("vector")
-        yield VectorBlock(batch.column("id"), vectors.flatten().to_numpy().reshape(len(vectors), manifest.dim))
+    yield from read_view(folder, read_manifest(folder), entity)
+
+
+def read_view(folder: Path, manifest: EmbeddingManifest, view: str) -> Iterator[VectorBlock]:
+    """Yields the vectors of a view: an entity's serving, wide, reference or delta vectors.
+
+    Raises:
+        ExportError: As `read_embeddings`.
+    """
+    for batch in _batches(folder, manifest, view):
+        if "vector" in batch.schema.names:
+            yield VectorBlock(batch.column("id"), vectors_of(batch.column("vector"), manifest.dim))
+        else:
+            columns = [batch.column(name).to_numpy() for name in wide_names(manifest.dim)]
+            yield VectorBlock(batch.column("id"), np.stack(columns, axis=1))
+
+
+def vectors_of(column: pa.Array, dim: int) -> np.ndarray:
+    """Returns a vector column, of fixed-size lists or of packed bytes, as float32 [M, D]."""
+    if pa.types.is_fixed_size_binary(column.type):
+        start = column.offset * 4 * dim
+        return np.frombuffer(column.buffers()[1], "<f4", count=len(column) * dim, offset=start).reshape(len(column), dim)
+    return column.flatten().to_numpy().reshape(len(column), dim)
 
 
 def read_pairs(folder: Path) -> pa.Table:
@@ -64,7 +83,7 @@ def read_pairs(folder: Path) -> pa.Table:
 
 
 def lookup(folder: Path, entity: str, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Returns the vectors of `ids`: float32 [N, D], NaN where an id (or a null) has none.
+    """Returns the serving vectors of `ids`: float32 [N, D], NaN where an id (or a null) has none.
 
     Raises:
         ExportError: As `read_embeddings`, or if the ids are of another type.
@@ -85,12 +104,13 @@ def _batches(folder: Path, manifest: EmbeddingManifest, view: str) -> Iterator[p
     if view not in manifest.shards:
         raise ExportError("not part of this export", where=folder, got=view, expected=", ".join(sorted(manifest.shards)))
     for shard in manifest.shards[view]:
-        _check_shard(folder, shard)
+        check_shard(folder, shard)
         with pq.ParquetFile(folder / shard.path, page_checksum_verification=True) as file:
             yield from file.iter_batches()
 
 
-def _check_shard(folder: Path, shard: Shard) -> None:
+def check_shard(folder: Path, shard: Shard) -> None:
+    """Raises an ExportError if a file of an export is missing or was altered."""
     path = folder / shard.path
     if not path.is_file():
         raise ExportError("a shard of an export is missing", where=path, remedy=_RESTORE)

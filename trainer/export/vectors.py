@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +10,7 @@ import pyarrow.compute as pc
 
 from trainer.errors import ExportError
 from trainer.schema.embeddings import VectorBlock
-from trainer.schema.ids import hash_ids, plain_ids
-
-_PARTS = 64  # files that repeated ids are looked for in, one at a time
+from trainer.schema.ids import plain_ids
 
 
 def checked_blocks(blocks: Iterator[VectorBlock], entity: str, dim: int) -> Iterator[VectorBlock]:
@@ -147,40 +143,3 @@ class Tally:
                 got=f"{int(missing_U.sum())} of {len(missing_U)} are missing, coverage {coverage:.3f}",
                 expected=f"at least {min_coverage:g} (export.min_coverage)",
             )  # fmt: skip
-
-
-class RepeatFinder:
-    """Finds ids that came twice, holding one part in `_PARTS` of the ids' hashes in memory at a time.
-
-    Args:
-        folder: Where hashes are kept meanwhile; created and, by `close`, removed.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self._folder = folder
-        self._files = [(folder / f"{part:02d}").open("w+b") for part in range(_PARTS)]
-
-    def add(self, ids: pa.Array) -> None:
-        """Remembers ids by their hash."""
-        hash_M = np.sort(hash_ids(ids))
-        edges = np.searchsorted(hash_M, np.arange(1, _PARTS, dtype=np.uint64) << np.uint64(64 - _PARTS.bit_length() + 1))
-        for file, part in zip(self._files, np.split(hash_M, edges), strict=True):
-            file.write(part.tobytes())
-
-    def repeated_hashes(self) -> np.ndarray:
-        """Returns hashes that came twice: every repeated id's, and by rare chance those of two strings that share a hash."""
-        found = []
-        for file in self._files:
-            file.seek(0)
-            hash_N = np.sort(np.frombuffer(file.read(), np.uint64))
-            found.append(np.unique(hash_N[1:][hash_N[1:] == hash_N[:-1]]))
-        return np.concatenate(found)
-
-    def close(self) -> None:
-        """Removes the files."""
-        for file, part in zip(self._files, range(_PARTS), strict=True):
-            with suppress(OSError):  # the disk may be full; the hashes are not wanted any more
-                file.close()
-            (self._folder / f"{part:02d}").unlink()
-        self._folder.rmdir()

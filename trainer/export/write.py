@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,15 +18,22 @@ import pyarrow.parquet as pq
 
 from trainer.config import ExportConfig
 from trainer.errors import ExportError
-from trainer.export.shards import ShardWriter, row_group_rows, vector_batch, vector_schema, wide_batch, wide_schema
-from trainer.export.vectors import RepeatFinder, Tally, checked_blocks, regrouped
+from trainer.export.delta import write_delta
+from trainer.export.digest import DIGEST_SCHEMA, Digest
+from trainer.export.features import align, apply, feature_space, staged_blocks, write_alignment
+from trainer.export.progress import Progress
+from trainer.export.read import read_manifest
+from trainer.export.shards import ShardWriter, row_group_rows, vector_batch, vector_schema, wide_batch, wide_schema, write_shards
+from trainer.export.vectors import Tally, checked_blocks, regrouped
 from trainer.schema.embeddings import (
+    DIGEST,
     ITEM,
     MANIFEST,
     PAIR,
     PAIR_DOT,
     PAIR_KEYS,
     PAIR_SCORE,
+    REFERENCE,
     USER,
     WIDE,
     EmbeddingManifest,
@@ -35,6 +43,7 @@ from trainer.schema.embeddings import (
 )  # fmt: skip
 from trainer.schema.files import locked, sync_tree, write_text
 from trainer.schema.ids import hash_ids
+from trainer.schema.repair import Repair
 
 _HASHES = ".hashes"
 
@@ -50,6 +59,7 @@ def export(
     as_of: str,
     holdout: Mapping[str, pa.Array | pa.ChunkedArray] | None = None,
     pairs: pa.Table | None = None,
+    live: Path | None = None,
 ) -> EmbeddingManifest:
     """Writes embeddings to `out`; whatever was there stays until all of the new is written, read back and verified.
 
@@ -66,13 +76,15 @@ def export(
         as_of: Cut-off day of the histories.
         holdout: Entity -> ids of the holdout's rows, from which coverage is measured.
         pairs: Scored holdout rows: user, item, time, dot, score_<action>.
+        live: Folder of the export that consumers have now: feature vectors are aligned to its reference, and a delta is relative to it.
 
     Returns:
         The manifest, which was written last.
 
     Raises:
         ExportError: If a vector is not finite, an entity comes twice or has the wrong width, too many vectors are zero, too few
-            holdout rows are covered, another export writes to `out`, or the disk refuses. `out` is as it was before.
+            holdout rows are covered, vectors left the live space and ``export.on_drift`` is ``refuse``, another export writes to
+            `out`, or the disk refuses. `out` is as it was before.
     """
     if not config.entities and pairs is None:
         raise ExportError("nothing to export", where="export.entities", got="[]", remedy="name user, item or both")
@@ -80,13 +92,17 @@ def export(
         raise ExportError("coverage of something that has no vectors", where=strange[0], expected=f"{USER}, {ITEM}")
     if source.dim < 1:
         raise ExportError("vectors without a dimension", got=source.dim, expected="at least 1")
+    before = read_manifest(live) if live is not None else None
     with _staging(out) as partial:
         manifest = EmbeddingManifest(
-            space_id=space_id, producer=producer, parent=parent, as_of=as_of, dim=source.dim, entities={}, shards={}
+            space_id=space_id, feature_space=space_id, producer=producer, parent=parent, as_of=as_of, dim=source.dim, entities={}, shards={}
         )
         for entity in config.entities:
             blocks = source.user_vectors() if entity == USER else source.item_vectors()
             _export_entity(partial, blocks, entity, manifest, config, (holdout or {}).get(entity))
+        manifest = _with_features(partial, manifest, config, live, before)
+        if config.delta:
+            manifest = write_delta(partial, manifest, config, live, before)
         if pairs is not None:
             manifest.shards[PAIR] = _export_pairs(partial, pairs, config.shard_rows)
             manifest.entities[PAIR] = pairs.num_rows
@@ -103,57 +119,57 @@ def _export_entity(
     config: ExportConfig,
     holdout: pa.Array | pa.ChunkedArray | None,
 ) -> None:
-    """Writes one entity and enters it in the manifest."""
-    dim = manifest.dim
-    tally, writers = Tally(entity, holdout), _Views(partial, entity, dim, config)
-    repeats = RepeatFinder(partial / _HASHES)
+    """Writes an entity's serving vectors and enters them in the manifest."""
+    dim, packed = manifest.dim, config.layout == "packed"
+    tally, told = Tally(entity, holdout), Progress(f"{entity} vectors")
+    digest = Digest(partial / _HASHES, vectors=config.delta)
+    writer: ShardWriter | None = None
     try:
         for block in regrouped(checked_blocks(blocks, entity, dim), row_group_rows(dim, config.shard_rows)):
             tally.add(block)
-            repeats.add(block.ids)
-            writers.write(block)
-        shards = writers.close()
-        repeated = repeats.repeated_hashes()
+            digest.add(block)
+            writer = writer or ShardWriter(partial, entity, vector_schema(block.ids.type, dim, packed), config.shard_rows)
+            writer.write(vector_batch(writer.schema, block.ids, block.vectors_MD))
+            told.add(len(block.ids))
+        shards = writer.close() if writer else []
+        repeated = digest.repeated_hashes()
+        if config.delta:
+            manifest.shards[entity + DIGEST] = write_shards(partial, entity + DIGEST, DIGEST_SCHEMA, digest.batches(), config.shard_rows)
     finally:
-        writers.abandon()
-        repeats.close()
+        if writer is not None:
+            writer.abandon()
+        digest.close()
     tally.check(config.min_coverage, config.max_zero_share)
     if len(repeated):
-        _refuse_repeats(partial, shards[entity], entity, repeated)
+        _refuse_repeats(partial, shards, entity, repeated)
     manifest.entities[entity], manifest.norms[entity] = tally.rows, tally.norms
-    manifest.shards.update(shards)
+    manifest.shards[entity] = shards
     if tally.coverage is not None:
         manifest.coverage[entity] = tally.coverage
 
 
-class _Views:
-    """The vector view of an entity and, if wanted, the wide one, written side by side."""
-
-    def __init__(self, root: Path, entity: str, dim: int, config: ExportConfig) -> None:
-        self._root, self._entity, self._dim, self._config = root, entity, dim, config
-        self._writers: dict[str, ShardWriter] = {}
-        self._schemas: dict[str, pa.Schema] = {}
-
-    def write(self, block: VectorBlock) -> None:
-        if not self._writers:
-            self._start(block.ids.type)
-        for view, writer in self._writers.items():
-            make = vector_batch if view == self._entity else wide_batch
-            writer.write(make(self._schemas[view], block.ids, block.vectors_MD))
-
-    def close(self) -> dict[str, list[Shard]]:
-        return {view: writer.close() for view, writer in self._writers.items()}
-
-    def abandon(self) -> None:
-        for writer in self._writers.values():
-            writer.abandon()
-
-    def _start(self, id_type: pa.DataType) -> None:
-        self._schemas = {self._entity: vector_schema(id_type, self._dim)}
-        if self._config.wide:
-            self._schemas[self._entity + WIDE] = wide_schema(id_type, self._dim)
-        for view, schema in self._schemas.items():
-            self._writers[view] = ShardWriter(self._root, view, schema, self._config.shard_rows)
+def _with_features(
+    partial: Path, manifest: EmbeddingManifest, config: ExportConfig, live: Path | None, before: EmbeddingManifest | None
+) -> EmbeddingManifest:
+    """Aligns every entity to the live reference, writes feature vectors, maps and the reference for the next export."""
+    found = align(partial, manifest, live, before)
+    for entity, aligned in found.items():
+        if config.on_drift == "refuse" and aligned.record.outcome in ("drifted", "broken"):
+            raise ExportError(
+                f"{entity} vectors left the live space: {aligned.record.sentence}", where="export.on_drift", got=aligned.record.outcome,
+                expected="same, shifted or rotated", remedy="retrain the consumers with export.on_drift=new_space",
+            )  # fmt: skip
+        manifest.alignment[entity] = write_alignment(partial, entity, aligned)
+        sample = aligned.reference
+        schema = vector_schema(sample.ids.type, manifest.dim)
+        batch = vector_batch(schema, sample.ids, sample.vectors_ED)
+        manifest.shards[entity + REFERENCE] = write_shards(partial, entity + REFERENCE, schema, iter([batch]), config.shard_rows)
+        if config.wide:
+            blocks = (apply(block, aligned.alignment) for block in staged_blocks(partial, manifest.shards[entity], manifest.dim))
+            wide = wide_schema(sample.ids.type, manifest.dim)
+            batches = (wide_batch(wide, block.ids, block.vectors_MD) for block in blocks)
+            manifest.shards[entity + WIDE] = write_shards(partial, entity + WIDE, wide, batches, config.shard_rows)
+    return dataclasses.replace(manifest, feature_space=feature_space(manifest.space_id, found, before))
 
 
 def _refuse_repeats(root: Path, shards: list[Shard], entity: str, repeated: np.ndarray) -> None:
@@ -188,13 +204,8 @@ def _export_pairs(partial: Path, pairs: pa.Table, shard_rows: int) -> list[Shard
             raise ExportError("a key of a scored pair is null", where=name, got=f"{pairs[name].null_count} of {pairs.num_rows} rows")
     columns = {name: pairs[name] for name in PAIR_KEYS} | {name: _finite(pairs, name) for name in scalars}
     table = pa.table(columns)
-    writer = ShardWriter(partial, PAIR, table.schema, shard_rows)
-    try:
-        for batch in table.combine_chunks().to_batches(max_chunksize=row_group_rows(table.num_columns * 2, shard_rows)):
-            writer.write(batch)
-        return writer.close()
-    finally:
-        writer.abandon()
+    batches = table.combine_chunks().to_batches(max_chunksize=row_group_rows(table.num_columns * 2, shard_rows))
+    return write_shards(partial, PAIR, table.schema, iter(batches), shard_rows)
 
 
 def _finite(pairs: pa.Table, name: str) -> pa.Array:
@@ -204,6 +215,45 @@ def _finite(pairs: pa.Table, name: str) -> pa.Array:
         row = {key: pairs[key][int(np.flatnonzero(bad_N)[0])].as_py() for key in PAIR_KEYS}
         raise ExportError("a pair scalar is not finite", where=f"{name} of {row}", got=f"{int(bad_N.sum())} of {len(value_N)} rows")
     return pa.array(value_N)
+
+
+def replace_pairs(folder: Path, pairs: pa.Table, repair: Repair | None, shard_rows: int) -> EmbeddingManifest:
+    """Brings the pair scalars of a staged export onto the scale that its release will serve; vectors stay as they are.
+
+    The export comes before the gate, and a repair after it. Starting from the unrepaired scalars every time, it may be done again.
+
+    Args:
+        folder: The export; one without pair scalars is left alone.
+        pairs: The scored rows as `export` was given them.
+        repair: Curves of the release; None brings the unrepaired scalars back.
+        shard_rows: Rows a shard.
+
+    Returns:
+        The manifest of the folder as it is then.
+
+    Raises:
+        ExportError: As `export`; the folder is as it was before.
+    """
+    manifest, identity = read_manifest(folder), repair.sha256 if repair else None
+    if PAIR not in manifest.shards or manifest.repair == identity:
+        return manifest
+    for action, curve in (repair.curves if repair else {}).items():
+        if (name := PAIR_SCORE + action) in pairs.column_names:
+            repaired_N = curve(pairs[name].to_numpy()).astype(np.float32)
+            pairs = pairs.set_column(pairs.column_names.index(name), name, pa.array(repaired_N))
+    with _staging(folder) as partial:
+        shutil.copytree(
+            folder, partial, copy_function=os.link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PAIR, MANIFEST)
+        )  # vectors are not copied: both names stand for the same bytes until the old folder goes
+        shards = {**manifest.shards, PAIR: _export_pairs(partial, pairs, shard_rows)}
+        manifest = dataclasses.replace(manifest, shards=shards, repair=identity)
+        sync_tree(partial)
+        _write_manifest(partial, manifest)
+    return manifest
+
+
+def _write_manifest(partial: Path, manifest: EmbeddingManifest) -> None:
+    write_text(partial / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -1,12 +1,17 @@
 """Exported embeddings: files, manifest, and the source that vectors come from.
 
-A staged or released export is a folder::
+A staged or released export is a folder of two products and what belongs to them::
 
     embeddings/manifest.json                  `EmbeddingManifest`, written last: a reader ignores a folder without it
-    embeddings/user/part-00000.parquet        id, vector fixed_size_list<float32>[dim]
-    embeddings/user_wide/part-00000.parquet   id, e000 .. e063: one float32 column a dimension (GBDT libraries need these)
+    embeddings/user/part-00000.parquet        serving product: id, vector; dot products are the ranker's (lists or packed binary)
+    embeddings/user_wide/part-00000.parquet   feature product: id, e000 .. e063, aligned to the reference space; one float32 column a
+                                              dimension, which GBDT libraries need
     embeddings/item/..., embeddings/item_wide/...
     embeddings/pair/part-00000.parquet        user, item, time, dot, score_<action>: scalars that survive a change of space
+    embeddings/user_reference/...             a sample of vectors in the reference space: what the next export is aligned to
+    embeddings/user_alignment.json            the map from serving to feature vectors, as plain numbers
+    embeddings/user_digest/...                hashes of ids and vectors: what the next delta is compared with
+    embeddings/user_delta/..., user_gone/...  with ``export.delta=true``: vectors that are new or changed, and ids that are no more
 """
 
 from __future__ import annotations
@@ -18,13 +23,18 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-EMBEDDINGS_VERSION = 1
+EMBEDDINGS_VERSION = 2
 
 MANIFEST = "manifest.json"
 USER = "user"
 ITEM = "item"
 PAIR = "pair"
-WIDE = "_wide"  # suffix of an entity's wide view
+WIDE = "_wide"  # suffixes of an entity's views
+REFERENCE = "_reference"
+DIGEST = "_digest"
+DELTA = "_delta"
+GONE = "_gone"
+ALIGNMENT = "_alignment.json"
 
 PAIR_KEYS = ("user", "item", "time")
 PAIR_DOT = "dot"
@@ -64,12 +74,34 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlignmentRecord:
+    """How an entity's feature vectors follow from its serving vectors.
+
+    Attributes:
+        method: ``identity``, ``shift`` or ``rotation``.
+        outcome: What was found against the reference: ``same``, ``shifted``, ``rotated``, ``drifted``, ``broken``, or ``first``.
+        anchors: Entities that the map was fitted on.
+        residual: Share of the reference's variance that is left on entities that it was not fitted on; null for the first export.
+        sentence: The finding in words.
+        sha256: Hash of ``<entity>_alignment.json``.
+    """
+
+    method: str
+    outcome: str
+    anchors: int
+    residual: float | None = None
+    sentence: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingManifest:
     """What was exported.
 
     Attributes:
         space_id: Vectors are interchangeable exactly within a space; inherited from the parent by an exact warm start that keeps
             the axes, new otherwise.
+        feature_space: Space of the feature product: it outlives a change of `space_id` that a rigid map repairs.
         producer: Hash of the bundle that made the vectors.
         parent: Hash of the bundle it was warm-started from, if any.
         as_of: Cut-off day of the histories.
@@ -79,10 +111,15 @@ class EmbeddingManifest:
         coverage: Entity -> share of the holdout's rows whose entity has a vector.
         shards: Entity (or view) -> files.
         norms: Entity -> {min, mean, max} Euclidean norm.
+        alignment: Entity -> how feature vectors follow from serving vectors.
+        delta_of: Producer and day of the export that the delta is relative to, if one was written.
+        changed: Entity -> rows of the delta.
+        tombstones: Entity -> ids that have no vector any more.
     """
 
     version: int = EMBEDDINGS_VERSION
     space_id: str
+    feature_space: str
     producer: str
     parent: str | None
     as_of: str
@@ -92,6 +129,11 @@ class EmbeddingManifest:
     coverage: dict[str, float] = field(default_factory=dict)
     shards: dict[str, list[Shard]]
     norms: dict[str, dict[str, float]] = field(default_factory=dict)
+    repair: str | None = None
+    alignment: dict[str, AlignmentRecord] = field(default_factory=dict)
+    delta_of: dict[str, str] | None = None
+    changed: dict[str, int] = field(default_factory=dict)
+    tombstones: dict[str, int] = field(default_factory=dict)
 
 
 def wide_names(dim: int, prefix: str = "") -> list[str]:

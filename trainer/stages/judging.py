@@ -16,7 +16,10 @@ from trainer.days import DayPlan
 from trainer.job import Job
 from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest, read_partition, read_tail, vocabulary_path
 from trainer.schema.plain import as_plain
-from trainer.schema.predictions import PRODUCTION, VALUE_PRODUCTION
+from trainer.schema.policy import GatePolicy
+from trainer.schema.predictions import CHALLENGER, PRODUCTION, VALUE_PRODUCTION
+from trainer.schema.record import Recorded, read_record
+from trainer.schema.suite import SUITES, SuiteCase
 from trainer.schema.verdict import Check, Verdict
 from trainer.schema.vocabulary import Vocabulary
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from trainer.fit import Trained
     from trainer.schema.downstream import DownstreamReport
     from trainer.schema.embeddings import EmbeddingManifest
+    from trainer.suites import Model
 
 
 def evaluate(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained, continued: Trained | None) -> Evaluation:
@@ -56,6 +60,7 @@ def evaluate(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Train
             weights=value_weights(config),
             continued=RankerScorer(continued.bundle) if continued else None,
             extra=extra,
+            served_as=config.evaluation.served_as or job.live,
             seed=config.seed,
         )
         write_evaluation(evaluation, job.run.path)
@@ -65,6 +70,7 @@ def evaluate(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Train
         trained.bundle.sha256,
         continued.bundle.sha256 if continued else None,
         job.production.sha256 if job.production else None,
+        job.live,  # the release's repair belongs to production's scores
         as_plain(config.evaluation),
         as_plain(config.value),
         as_plain(examples),
@@ -80,32 +86,66 @@ def gate(
 ) -> Verdict:
     """Judges the challenger."""
     from trainer.fit.train import value_weights
-    from trainer.gate import judge, write_verdict
+    from trainer.evaluate import rescoring_checks
+    from trainer.gate import judge_and_repair, write_verdict
 
     def produce() -> Verdict:
         live = job.registry.production_path()
-        extra: list[Check] = []
+        extra = rescoring_checks(evaluation.report.get("rescoring"), job.config.evaluation)
         if embeddings is not None and live is not None and (live / "embeddings").is_dir():
-            from trainer.export import compare
+            from trainer.export import compare_exports
 
-            extra += compare(live / "embeddings", job.run.path / "embeddings")
+            extra += compare_exports(live / "embeddings", job.run.path / "embeddings")
         policy = job.config.gate
         if policy.actions is None:
             policy = replace(policy, actions=job.config.data.gated_actions)
         if policy.slices is None:
             policy = replace(policy, slices=_slices(job, evaluation))
-        verdict = judge(
+        verdict, repair = judge_and_repair(
             _judged(job, evaluation.predictions),
             policy,
             job.config.rules,
             value_weights=value_weights(job.config),
             extra_checks=extra,
+            suites=_suites(job, trained.bundle),
+            record=_record(policy, live),
             seed=job.config.seed,
         )
-        write_verdict(verdict, job.run.path)
+        write_verdict(verdict, job.run.path, repair)
+        if embeddings is not None:
+            from trainer.export import replace_pairs
+
+            replace_pairs(job.run.path / "embeddings", evaluation.pair, repair, job.config.export.shard_rows)
         return verdict
 
     return job.run.stage("gate", None, produce, None, lambda v: (len(evaluation.predictions), f"{v.verdict}: {v.reason}"))
+
+
+def _record(policy: GatePolicy, live: Path | None) -> dict[str, Recorded] | None:
+    """Production's recorded calibration: the file that the policy names, else what was sealed with the live release."""
+    if policy.production_record is not None:
+        return read_record(Path(policy.production_record))
+    return read_record(live) if live is not None and (live / "eval.json").is_file() else None
+
+
+def suite_models(challenger: Bundle, production: Bundle | None) -> dict[str, Model]:
+    """Returns the models that golden rows are scored with, by the prefix of their scores."""
+    from trainer.evaluate import RankerScorer
+    from trainer.suites import Model
+
+    def model(bundle: Bundle) -> Model:
+        scorer = RankerScorer(bundle)
+        return Model(lambda examples, tail, until_ms: scorer.score(examples, tail, until_ms).score_N, bundle.manifest.trained)
+
+    bundles = {CHALLENGER: challenger, PRODUCTION: production}
+    return {prefix: model(bundle) for prefix, bundle in bundles.items() if bundle is not None}
+
+
+def _suites(job: Job, challenger: Bundle) -> list[SuiteCase]:
+    from trainer.fit.train import value_weights
+    from trainer.suites import SuiteStore, collect
+
+    return collect(SuiteStore(job.registry.folder / SUITES), lambda: suite_models(challenger, job.production), value_weights(job.config))
 
 
 def _partition(root: Path, examples: ExamplesManifest, day: str, bucket: int) -> tuple[pa.Table, pa.Table]:

@@ -7,21 +7,30 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from trainer.checkpoint import Bundle
 from trainer.days import DayPlan
 from trainer.job import Job
+from trainer.schema.absorb import AbsorbReport
 from trainer.schema.examples import ExamplesManifest, read_tail
 from trainer.schema.files import write_text
+from trainer.schema.hashing import sha256_json
 from trainer.schema.plain import as_plain, from_plain
-from trainer.schema.verdict import Verdict
+from trainer.schema.predictions import LABEL, PRODUCTION, WEIGHT
+from trainer.schema.verdict import PROMOTE, Verdict
 from trainer.stages.judging import concatenated
+from trainer.stages.training import forget_others
 
 if TYPE_CHECKING:
     from trainer.evaluate import Evaluation
     from trainer.fit import Trained
     from trainer.schema.downstream import DownstreamReport
     from trainer.schema.embeddings import EmbeddingManifest
+
+ABSORBED = "absorbed"  # folder of the run with the bundle whose serving copy has learned the holdout too
 
 
 def export(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained, evaluation: Evaluation) -> EmbeddingManifest | None:
@@ -32,6 +41,8 @@ def export(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained
     from trainer.export import export, read_manifest
 
     root, out = Path(job.config.rebuild.root), job.run.path / "embeddings"
+    production = job.registry.production_path()
+    live = production / "embeddings" if production is not None and (production / "embeddings").is_dir() else None
 
     def produce() -> EmbeddingManifest:
         tails = [partial(read_tail, root, examples, examples.final_tail_day, bucket) for bucket in range(examples.user_buckets)]
@@ -46,9 +57,10 @@ def export(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained
             as_of=job.as_of,
             holdout={"user": evaluation.predictions["user"], "item": evaluation.predictions["item"]},
             pairs=evaluation.pair,
+            live=live,
         )
 
-    key = [trained.bundle.sha256, as_plain(job.config.export), as_plain(days)]
+    key = [trained.bundle.sha256, as_plain(job.config.export), as_plain(days), job.live]
     return job.run.stage(
         "export",
         key,
@@ -68,7 +80,7 @@ def downstream(
     if embeddings is None or not job.config.downstream.enabled:
         return None
     from trainer.downstream import assemble, lift
-    from trainer.export import lookup
+    from trainer.export import lookup, read_alignment
     from trainer.schema.downstream import DownstreamReport
 
     out = job.run.path / "downstream.json"
@@ -77,8 +89,13 @@ def downstream(
 
     def produce() -> DownstreamReport:
         holdout = concatenated(job, examples, days.holdout).take(pa.array(evaluation.order_N))
-        item_ND = lookup(job.run.path / "embeddings", "item", holdout["item"])
-        table, features, exported = assemble(holdout, evaluation.predictions, evaluation.pair, evaluation.user_ND, item_ND, action)
+        folder = job.run.path / "embeddings"
+        item_ND = lookup(folder, "item", holdout["item"])
+        item_ND, user_ND = (
+            read_alignment(folder, embeddings, entity).apply(vectors_ND) if entity in embeddings.alignment else vectors_ND
+            for entity, vectors_ND in (("item", item_ND), ("user", evaluation.user_ND))
+        )
+        table, features, exported = assemble(holdout, evaluation.predictions, evaluation.pair, user_ND, item_ND, action)
         report = lift(table, action, features, exported, job.config.downstream, job.config.seed)
         write_text(out, json.dumps(as_plain(report), indent=1))
         return report
@@ -96,21 +113,77 @@ def downstream(
     return job.run.stage("downstream", key, produce, keep, tell)
 
 
-def release(job: Job, asked: str, trained: Trained, verdict: Verdict) -> dict[str, Any]:
-    """Seals a challenger that may go live, records the verdict, and moves the pointer if the verdict says so."""
+def absorb(
+    job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained, evaluation: Evaluation, verdict: Verdict
+) -> AbsorbReport | None:
+    """After PROMOTE, lets a copy of the judged trunk learn the holdout too, and says whether it may be served."""
+    if not job.config.release.absorb or verdict.verdict != PROMOTE:
+        return None
+    from trainer.evaluate import RankerScorer, compare_copies
+    from trainer.fit.absorb import absorb
+    from trainer.fit.train import partition, shard_keys
+    from trainer.tracking import logger
+
+    out, report = job.run.path / ABSORBED, job.run.path / "absorb.json"
+    root = Path(job.config.rebuild.root)
+
+    def scores(bundle: Bundle) -> dict[str, np.ndarray]:
+        """Scores of the holdout in the order of the predictions, without repairs: both copies on the ranker's own scale."""
+        scorer = RankerScorer(bundle)
+        parts = [partition(root, examples, key) for key in shard_keys(examples, days.holdout)]
+        scored = [scorer.score(rows, tail, job.known_until_ms).score_N for rows, tail in parts]
+        return {name: np.concatenate([part[name] for part in scored])[evaluation.order_N] for name in scored[0]}
+
+    def produce() -> AbsorbReport:
+        bundle, steps = absorb(job.config, root, examples, days, trained.bundle, out, logger=logger(job.config.tracking, job.run.path))
+        table = evaluation.predictions
+        names = [name for name in table.column_names if name.startswith((LABEL, PRODUCTION))]
+        columns = {name: np.asarray(pc.fill_null(table[name], np.nan), np.float64) for name in names}
+        judged = scores(trained.bundle)
+        checks = compare_copies(
+            judged,
+            scores(bundle),
+            {name: columns[LABEL + name] for name in judged},
+            {name: columns[PRODUCTION + name] for name in judged if PRODUCTION + name in columns},
+            table[WEIGHT].to_numpy(),
+            {name: action.kind for name, action in job.config.data.actions.items()},
+            job.config.release,
+        )
+        done = AbsorbReport.of(bundle.manifest.absorbed, steps, trained.bundle.sha256, bundle.sha256, checks)
+        write_text(report, json.dumps(as_plain(done), indent=1))
+        return done
+
+    key = [trained.bundle.sha256, as_plain(job.config.release), as_plain(job.config.schedule), as_plain(job.config.fit), as_plain(days)]
+    forget_others(out, sha256_json(key))
+    return job.run.stage(
+        "absorb", key, produce, lambda: from_plain(AbsorbReport, json.loads(report.read_text())), lambda done: (done.steps, done.sentence)
+    )
+
+
+def release(job: Job, asked: str, trained: Trained, verdict: Verdict, absorbed: AbsorbReport | None = None) -> dict[str, Any]:
+    """Seals a challenger that may go live, records the verdict, and moves the pointer if the verdict says so.
+
+    The judged copy goes live, or the one that has absorbed the holdout as well; embeddings stay those that were judged.
+    """
     from trainer.release.stage import stage_release
 
+    served = absorbed is not None and absorbed.served
+
     def produce() -> dict[str, Any]:
-        return stage_release(
+        done = stage_release(
             job.registry,
             job.run.path,
             verdict,
             as_of=job.as_of,
             inputs_sha256=asked,
-            bundle_sha256=trained.bundle.sha256,
+            bundle_sha256=absorbed.bundle if absorbed is not None and served else trained.bundle.sha256,
             parent=job.live,
             expected_revision=job.revision,
             auto=job.config.release.auto,
+            bundle=ABSORBED if served else "challenger",
         )
+        if absorbed is None:
+            return done
+        return {**done, "absorbed": as_plain(absorbed), "sentence": f"{done['sentence']}; {absorbed.sentence}"}
 
     return job.run.stage("release", None, produce, None, lambda done: (0, done["sentence"]))

@@ -92,7 +92,7 @@ def test_every_accident_has_its_name_and_no_repair(change, name: str, seed: int)
     found = judged(change, seed)
     assert found.outcome == "broken"
     named = {check.name for check in found.checks if check.outcome == "fail" and check.severity == "block"}
-    assert named == ({name, "embedding_ids"} if name == "embedding_duplicates" else {name})
+    assert named == {name}
     assert found.alignment.method == "identity"
 
 

@@ -8,20 +8,23 @@ certain, where labels are sharp enough to say that production was nearer, is cau
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trainer.gate.decide import Measured, Question, measure
-from trainer.gate.scope import Scope, too_few
-from trainer.gate.table import BINARY, ActionColumns
+from trainer.gate.quality import Against
+from trainer.gate.scope import Scope, planned, too_few
+from trainer.gate.table import BINARY, PAIR, ActionColumns
 from trainer.metrics import Estimate, ecce, quotient, ratio
 from trainer.schema import predictions as names
 from trainer.schema.policy import GatePolicy
 from trainer.schema.verdict import ALL, Check
 
 
-def calibration(action: ActionColumns, scope: Scope, policy: GatePolicy, severity: str) -> list[Question]:
+def calibration(
+    action: ActionColumns, scope: Scope, policy: GatePolicy, severity: str, usual: float = 0.0, against: str = names.PRODUCTION
+) -> list[Question]:
     """Asks whether sum p / sum y is within the margin of 1, or at least no farther from it than production's.
 
     Args:
@@ -29,9 +32,13 @@ def calibration(action: ActionColumns, scope: Scope, policy: GatePolicy, severit
         scope: Ripe rows, grouped.
         policy: Margins.
         severity: Severity of the checks.
+        usual: How far the logarithm of sum p moved on all rows: a slice that moved with them is no news.
+        against: Prefix of the model that is compared with; its scores may be absent.
     """
-    label_N, ours_N = action.label_N[scope.kept_N], action.scores[names.CHALLENGER][scope.kept_N]
-    theirs_N = action.scores[names.PRODUCTION][scope.kept_N] if names.PRODUCTION in action.scores else None
+    if not action.means:
+        return []
+    label_N, ours_N = action.label_N[scope.kept_N], action.means[names.CHALLENGER][scope.kept_N]
+    theirs_N = action.means[against][scope.kept_N] if against in action.means else None
     few_G = too_few(scope, label_N, action.kind == BINARY, policy)
     ours_G = measure(ratio(ours_N, label_N, scope.rows).log(scope.rows), scope.rows)
     nothing = [Measured(math.nan, math.nan, math.inf)] * scope.rows.groups
@@ -40,9 +47,14 @@ def calibration(action: ActionColumns, scope: Scope, policy: GatePolicy, severit
         theirs_G = measure(ratio(theirs_N, label_N, scope.rows).log(scope.rows), scope.rows)
         moved_G = measure(_log_quotient(ours_N, theirs_N, scope), scope.rows)
         same_G = ~scope.differs(ours_N, theirs_N)
-    exact = Measured(0.0, 0.0, math.inf)
+    exact, planned_G, how = Measured(0.0, 0.0, math.inf), planned(ours_G, scope), Against.of(against, policy)
     return [
-        _question(action, scope, g, ours_G[g], theirs_G[g], exact if same_G[g] else moved_G[g], few_G[g], policy, severity)
+        replace(
+            _question(
+                action, scope, g, _Seen(ours_G[g], theirs_G[g], exact if same_G[g] else moved_G[g], usual, how), few_G[g], policy, severity
+            ),
+            planned_se=planned_G[g],
+        )
         for g in scope.present
     ]
 
@@ -51,40 +63,65 @@ def _log_quotient(ours_N: np.ndarray, theirs_N: np.ndarray, scope: Scope) -> Est
     return quotient(ours_N, theirs_N, scope.rows).log(scope.rows)
 
 
+def usual_move(action: ActionColumns, everything: Scope) -> float:
+    """How far the logarithm of the challenger's sum p is from production's on all rows; 0 where that is not defined."""
+    if not set(PAIR) <= set(action.means):
+        return 0.0
+    ours_N, theirs_N = (action.means[prefix][everything.kept_N] for prefix in (names.CHALLENGER, names.PRODUCTION))
+    value = float(_log_quotient(ours_N, theirs_N, everything).value_G[0])
+    return value if math.isfinite(value) else 0.0
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is known of one group, as logarithms.
+
+    Attributes:
+        ours: Challenger's sum p / sum y.
+        theirs: Production's.
+        moved: Challenger's sum p over production's; paired, so it is sharp where labels are not.
+        usual: The same on all rows.
+        how: The model that is compared with.
+    """
+
+    ours: Measured
+    theirs: Measured
+    moved: Measured
+    usual: float
+    how: Against
+
+
 def _question(
-    action: ActionColumns, scope: Scope, group: int, ours: Measured, theirs: Measured, moved: Measured, few: str | None,
-    policy: GatePolicy, severity: str,
+    action: ActionColumns, scope: Scope, group: int, seen: _Seen, few: str | None, policy: GatePolicy, severity: str
 ) -> Question:  # fmt: skip
-    tolerated, slack = policy.calibration_margin * scope.factor, policy.calibration_slack * scope.factor
+    factor, moved = scope.factor * seen.how.factor, seen.moved
+    tolerated, slack = policy.calibration_margin * factor, policy.calibration_slack * factor
     check = Check(
-        name="calibration", family="calibration", action=action.name, slice=scope.slices[group], margin=tolerated, severity=severity,
-        n=int(scope.rows.n_G[group]), outcome="pass", sentence=f"calibration of {action.name} ({scope.slices[group]}): ",
+        name="calibration" + seen.how.suffix, family=seen.how.family or "calibration", action=action.name, slice=scope.slices[group],
+        margin=tolerated, severity=severity, n=int(scope.rows.n_G[group]), outcome="pass",
+        sentence=f"calibration of {action.name} ({scope.slices[group]}): ",
     )  # fmt: skip
     if moved.upper_absolute(policy.confidence) <= math.log1p(slack):
         words = f"sum p moved by {math.expm1(moved.value):+.2%} against production, tolerated {slack:.0%}"
         check = replace(_filled(check, moved, policy), margin=slack, p=1.0, sentence=check.sentence + words)
         return Question(check=check, upper=math.expm1(moved.upper_absolute(policy.confidence)), se=moved.se, dof=moved.dof)
-    return _against_labels(check, ours, theirs, moved, few, slack, policy)
+    return _against_labels(check, seen, few, math.log1p(slack), policy)
 
 
-_SHARP = 4.0  # standard errors of the labels that a move must span before their point estimate may speak against it
-
-
-def _against_labels(
-    check: Check, ours: Measured, theirs: Measured, moved: Measured, few: str | None, slack: float, policy: GatePolicy
-) -> Question:
-    margin = math.log1p(check.margin or 0.0)
+def _against_labels(check: Check, seen: _Seen, few: str | None, slack: float, policy: GatePolicy) -> Question:
+    margin, ours, theirs, moved = math.log1p(check.margin or 0.0), seen.ours, seen.theirs, seen.moved
     defined = math.isfinite(ours.value) and math.isfinite(ours.se)
-    excused = abs(ours.value) - abs(theirs.value) <= math.log1p(slack)  # False where one is NaN
+    excused = abs(ours.value) - abs(theirs.value) <= slack  # False where one is NaN
     words = "sum p / sum y is not defined"
     if defined:
         low, high = ours.interval(policy.confidence)
         words = f"sum p / sum y = {math.exp(ours.value):.3f} [{math.exp(low):.3f}, {math.exp(min(high, 700)):.3f}]"
     if math.isfinite(theirs.value):
-        words += f", production {math.exp(theirs.value):.3f}" + (" (no farther from 1 than that)" if excused else "")
+        other = "production" if not seen.how.suffix else seen.how.suffix.removeprefix("_vs_")
+        words += f", {other} {math.exp(theirs.value):.3f}" + (" (no farther from 1 than that)" if excused else "")
     p = None
     if excused or defined:
-        p = 1.0 if excused else _either(ours, moved, margin)
+        p = 1.0 if excused else _shown(seen, margin, slack, policy.alpha)
     check = replace(_filled(check, ours, policy), p=p, sentence=f"{check.sentence}{words}, tolerated {check.margin:.0%}")
     bounds = [bound for bound in (ours.upper_absolute(policy.confidence), moved.upper_absolute(policy.confidence)) if math.isfinite(bound)]
     upper = math.expm1(min(bounds, default=math.inf)) if min(bounds, default=math.inf) < 700 else math.inf
@@ -92,11 +129,19 @@ def _against_labels(
     return Question(check=check, upper=upper, se=ours.se, dof=ours.dof, too_few=few)
 
 
-def _either(ours: Measured, moved: Measured, margin: float) -> float:
-    """p-value of "neither off by more than the margin nor moved by more than it, against sharp labels" (Bonferroni over both)."""
-    off = ours.p_outside(-margin, margin)
-    sharp = math.isfinite(moved.se) and _SHARP * ours.se <= abs(moved.value)
-    return min(1.0, 2 * min(off, moved.p_outside(-margin, margin))) if sharp else off
+def _shown(seen: _Seen, margin: float, slack: float, alpha: float) -> float:
+    """p-value of "calibrated within the margin, or no farther off than production by more than the slack".
+
+    Two ways to be shown wrong, Bonferroni over both. Labels alone put the challenger beyond the margin, and it moved away from production
+    by more than the slack. Or it moved by more than the margin beyond what all rows moved, which is known without labels, and labels
+    that were not searched for put it beyond the margin at the run's whole alpha.
+    """
+    off = seen.ours.p_outside(-margin, margin)
+    moved = seen.moved
+    if not math.isfinite(moved.se):
+        return off
+    beyond = replace(moved, value=moved.value - seen.usual).p_outside(-margin, margin) if off < alpha else 1.0
+    return min(1.0, 2 * min(max(off, moved.p_outside(-slack, slack)), beyond))
 
 
 def _filled(check: Check, log_value: Measured, policy: GatePolicy) -> Check:
@@ -114,10 +159,10 @@ def cumulative(action: ActionColumns, scope: Scope, policy: GatePolicy, severity
 
     The ratio sees a scale; this sees a stretch that leaves the ratio at 1. Global only: its bootstrap is dear, and the ratio covers slices.
     """
-    if scope.slices != [ALL]:
+    if scope.slices != [ALL] or not action.means:
         return []
     label_N = action.label_N[scope.kept_N]
-    ours_N, theirs_N = (action.scores[prefix][scope.kept_N] for prefix in (names.CHALLENGER, names.PRODUCTION))
+    ours_N, theirs_N = (action.means[prefix][scope.kept_N] for prefix in (names.CHALLENGER, names.PRODUCTION))
     few = too_few(scope, label_N, action.kind == BINARY, policy)[0]
     ours, theirs = (ecce(score_N, label_N, scope.rows, seed=seed) for score_N in (ours_N, theirs_N))
     value, reference = float(ours.value_G[0]), float(theirs.value_G[0])

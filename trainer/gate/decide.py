@@ -33,6 +33,8 @@ class Question:
         gain_shown: Lower one-sided bound of the improvement, to notice one that is too good; minus infinite where not asked.
         gain_limit: Improvement that is suspicious.
         too_few: Why the question is not put to the test at all, say ``12 positives``; null when it is.
+        holds: Whether the run has to wait where all rows together cannot tell; otherwise that is not testable, as on a slice.
+        planned_se: Standard error to expect from so many rows where none could be measured, for the smallest harm it would show.
     """
 
     check: Check
@@ -42,6 +44,8 @@ class Question:
     gain_shown: float = -math.inf
     gain_limit: float = math.inf
     too_few: str | None = None
+    holds: bool = True
+    planned_se: float = math.nan
 
 
 def excess_p(excess: float, se: float, dof: float) -> float:
@@ -122,12 +126,18 @@ def _answer(question: Question, fails: bool, level: float, policy: GatePolicy) -
     """Outcome and closing words of one question; `level` is what one test has of the budget."""
     check, limit = question.check, policy.prove_within * (question.check.margin or 0.0)
     everything = check.slice == ALL
+    unsure = "hold" if everything and question.holds else "not_testable"
     power = _NORMAL.inv_cdf(policy.power)
-    detect = reach(question.se, question.dof, 1 - level) + power * question.se
+    measured = math.isfinite(question.se)
+    se, dof = (question.se, question.dof) if measured else (question.planned_se, math.inf)
+    detect = reach(se, dof, 1 - level) + power * se
     mde = (check.margin or 0.0) + detect if math.isfinite(detect) else None
     check = replace(check, mde=mde)
     if question.too_few is not None:
-        outcome, words = ("hold" if everything else "not_testable"), f"cannot tell: {question.too_few}"
+        outcome, words = (
+            unsure,
+            f"cannot tell: {question.too_few}" + ("" if mde is None else f"; the smallest harm it would show is {mde:.3g}"),
+        )
     elif fails:
         outcome, words = "fail", "worse than tolerated"
     elif everything and question.gain_shown > question.gain_limit:
@@ -135,7 +145,7 @@ def _answer(question: Question, fails: bool, level: float, policy: GatePolicy) -
     elif question.upper <= limit or (not everything and mde is not None and mde <= limit):
         outcome, words = "pass", "no harm shown" if limit > (check.margin or 0.0) else "within the margin"
     else:
-        outcome, words = ("hold" if everything else "not_testable"), _cannot_tell(question, mde, limit, policy)
+        outcome, words = unsure, _cannot_tell(question, mde, limit, policy)
     return replace(check, outcome=outcome, sentence=f"{check.sentence}: {words}")
 
 

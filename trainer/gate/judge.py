@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +16,20 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.errors import RewarmError
-from trainer.gate.calibration import calibration, cumulative
-from trainer.gate.compatibility import PAIR, check_rules, churn, mean_scores, thresholds, traffic
+from trainer.gate.calibration import calibration, cumulative, usual_move
+from trainer.gate.compatibility import check_rules, churn, mean_scores, replayed, rule_scores, thresholds, traffic
 from trainer.gate.decide import Question, settle
 from trainer.gate.quality import quality, realised_value, value_ranking
+from trainer.gate.replay import entry_point
+from trainer.gate.sanity import label_sanity, temper
 from trainer.gate.scope import Scope, scopes
 from trainer.gate.slate import composition, overlap
-from trainer.gate.table import ActionColumns, Predictions, failed, not_applicable, prepare, read_table
+from trainer.gate.suites import ask_suites
+from trainer.gate.table import PAIR, ActionColumns, Predictions, failed, not_applicable, prepare, read_table
 from trainer.schema import predictions as names
 from trainer.schema.policy import VALUE, GatePolicy, RuleSet
+from trainer.schema.record import Recorded
+from trainer.schema.suite import FAMILY, SuiteCase
 from trainer.schema.verdict import ALL, HOLD, PROMOTE, REJECT, Check, Verdict
 
 _OUTCOME_ORDER = ("fail", "hold", "not_testable", "pass", "not_applicable")
@@ -53,10 +58,19 @@ class _Docket:
             words = f"{name} raised {type(error).__name__}: {error}"
             self.checks.append(failed(name, words, action=action, family=family))
             return
-        self.checks += [one for one in found if isinstance(one, Check)]
-        for question in (one for one in found if isinstance(one, Question)):
-            severity = self.policy.severity.get(question.check.name, question.check.severity)
-            self.questions.append(replace(question, check=replace(question.check, severity=severity)))
+        self.take(self._graded(one) if isinstance(one, Question) else one for one in found)
+
+    def take(self, found: Iterable[Question | Check]) -> None:
+        """Adds questions and settled checks as they are."""
+        for one in found:
+            if isinstance(one, Question):
+                self.questions.append(one)
+            else:
+                self.checks.append(one)
+
+    def _graded(self, question: Question) -> Question:
+        severity = self.policy.severity.get(question.check.name, question.check.severity)
+        return replace(question, check=replace(question.check, severity=severity))
 
 
 def judge(
@@ -66,6 +80,8 @@ def judge(
     *,
     value_weights: dict[str, float] | None = None,
     extra_checks: Sequence[Check] = (),
+    suites: Sequence[SuiteCase] = (),
+    record: Mapping[str, Recorded] | None = None,
     seed: int = 0,
 ) -> Verdict:
     """Judges challenger against production on the same rows.
@@ -76,6 +92,8 @@ def judge(
         rules: Rules behind the scores, replayed on both models; an empty set compares traffic at production's quantiles.
         value_weights: Action -> weight of the value function; default: recovered from production's columns.
         extra_checks: Settled checks of other stages (export, downstream, serving parity); they decide like any other.
+        suites: Permanent validation sets; a past failure that is back rejects.
+        record: Production's recorded calibration: a challenger is not blamed for labels that changed under production too.
         seed: Seed of bootstraps.
 
     Returns:
@@ -85,9 +103,10 @@ def judge(
         DataError: If the file cannot be read or holds nothing that can be judged.
         ConfigError: If a rule refers to a score that cannot exist.
     """
-    table = prepare(read_table(predictions), policy)
+    source = read_table(predictions)
+    table = prepare(source, policy)
     docket = _Docket(policy)
-    docket.checks += [*table.findings, *extra_checks]
+    docket.checks += [*table.findings, *extra_checks, *label_sanity(table, policy, record)]
     compared = [action for action in table.actions if set(PAIR) <= set(action.scores)]
     for action in table.actions:
         if action in compared:
@@ -96,25 +115,46 @@ def judge(
             _sanity(docket, table, action)
     if compared:
         gain = realised_value(table, value_weights)
-        _judge_scores(docket, table, rules, None if isinstance(gain, Check) else gain)
+        _judge_scores(docket, table, source, rules, None if isinstance(gain, Check) else gain)
         _judge_slates(docket, table, rules, gain)
     elif not any(check.name == "scores" for check in table.findings):
         docket.checks.append(_first(policy))
-    checks = [_json_safe(check) for check in [*docket.checks, *settle(docket.questions, policy)]]
-    return _verdict(_sorted([*checks, *_coverage(checks, table, policy)]), policy)
+    docket.take(ask_suites(suites, source, policy, value_weights, seed))
+    checks = temper([_json_safe(check) for check in [*docket.checks, *settle(docket.questions, policy)]], table, policy)
+    return conclude([*checks, *_coverage(checks, table, policy)], policy)
+
+
+def conclude(checks: Iterable[Check], policy: GatePolicy) -> Verdict:
+    """Returns the verdict that settled checks amount to; deciding ones come first."""
+    return _verdict(_sorted(checks), policy)
 
 
 def _compare(docket: _Docket, table: Predictions, action: ActionColumns, seed: int) -> None:
-    """Ranking, loss and calibration of one action on its ripe rows, against production; and against counting."""
+    """Ranking, loss and calibration of one action on its ripe rows, against production; and against counting and the reference."""
     policy, where = docket.policy, scopes(table, docket.policy, ~np.isnan(action.label_N))
+    usual = 0.0
     for scope in where:
         docket.ask(("quality", action.name, "ranking"), quality, action, scope, policy, docket.severity("ranking"))
-        docket.ask(("calibration", action.name, "calibration"), calibration, action, scope, policy, docket.severity("calibration"))
+        about, severity = ("calibration", action.name, "calibration"), docket.severity("calibration")
+        docket.ask(about, calibration, action, scope, policy, severity, usual)
+        usual = usual_move(action, where[0])
+    if not action.means:
+        docket.checks.append(not_applicable("calibration", "calibration", "scores are uncalibrated (gate.score_kind)", action=action.name))
     docket.ask(("ecce", action.name, "calibration"), cumulative, action, where[0], policy, docket.severity("calibration"), seed)
     for baseline in (names.COUNTING, names.CONTINUED):
         if baseline in action.scores:
             severity = docket.severity("baseline", "warn")
             docket.ask((f"vs_{baseline}", action.name, "baseline"), quality, action, where[0], policy, severity, baseline)
+    if names.REFERENCE in action.scores:
+        _against_reference(docket, action, where[0])
+
+
+def _against_reference(docket: _Docket, action: ActionColumns, everything: Scope) -> None:
+    """The same margins against a frozen release: a loss too small to be shown in one night adds up over a hundred."""
+    policy, severity = docket.policy, docket.severity("reference")
+    about = ("vs_reference", action.name, "reference")
+    docket.ask(about, quality, action, everything, policy, severity, names.REFERENCE)
+    docket.ask(about, calibration, action, everything, policy, severity, 0.0, names.REFERENCE)
 
 
 def _sanity(docket: _Docket, table: Predictions, action: ActionColumns) -> None:
@@ -135,15 +175,26 @@ def _not_below_counting(action: ActionColumns, scope: Scope, policy: GatePolicy)
     return [replace(question, upper=-math.inf) for question in asked if question.check.name.startswith(("auc", "rank_correlation"))]
 
 
-def _judge_scores(docket: _Docket, table: Predictions, rules: RuleSet, realised_N: np.ndarray | None) -> None:
-    """Traffic over thresholds, churn, mean scores: every row counts, ripe or not."""
+def _judge_scores(docket: _Docket, table: Predictions, source: pa.Table, rules: RuleSet, realised_N: np.ndarray | None) -> None:
+    """Traffic over thresholds, rules that are code, churn, mean scores: every row counts, ripe or not."""
     policy, where = docket.policy, scopes(table, docket.policy)
     live, skipped = thresholds(table, rules, policy, realised_N)
     docket.checks += [*check_rules(rules, table), *skipped]
+    for name, rule in rules.python.items():
+        function = entry_point(rule, f"rules.python.{name}.function")
+        docket.ask((f"share_{name}", name, "scores"), replayed, name, function, source, rule_scores(table, rules), where, policy,
+                   docket.severity("scores"))  # fmt: skip
     for threshold in live:
         docket.ask((threshold.name, threshold.score, "scores"), traffic, threshold, where, policy, docket.severity("scores"))
         docket.ask(("churn", threshold.score, "scores"), churn, threshold, where[0], policy)
+    for threshold in thresholds(table, rules, policy, realised_N, names.REFERENCE)[0]:
+        about = (threshold.name, threshold.score, "reference")
+        docket.ask(about, _as_reference, traffic(threshold, where[:1], policy, docket.severity("reference")))
     docket.ask(("mean_score", ALL, "scores"), mean_scores, table, where[0], policy)
+
+
+def _as_reference(questions: Iterable[Question]) -> list[Question]:
+    return [replace(question, check=replace(question.check, family="reference")) for question in questions]
 
 
 def _judge_slates(docket: _Docket, table: Predictions, rules: RuleSet, gain: np.ndarray | Check) -> None:
@@ -154,8 +205,11 @@ def _judge_slates(docket: _Docket, table: Predictions, rules: RuleSet, gain: np.
     else:
         for scope in scopes(table, policy, ~np.isnan(gain)):
             docket.ask(("ndcg", VALUE, "ranking"), value_ranking, table, scope, gain, policy, docket.severity("ranking"))
+            if scope.slices == [ALL] and names.REFERENCE in table.value:
+                severity = docket.severity("reference")
+                docket.ask(("ndcg", VALUE, "reference"), value_ranking, table, scope, gain, policy, severity, names.REFERENCE)
     [everything] = scopes(replace(table, slices=[]), policy)
-    docket.ask(("slate", VALUE, "slate"), composition, table, everything, policy, docket.severity("slate", "warn"))
+    docket.ask(("slate", VALUE, "slate"), composition, table, everything, policy, docket.severity("slate"))
     docket.ask(("overlap", ALL, "scores"), overlap, table, rules, everything, policy)
 
 
@@ -182,20 +236,21 @@ def _json_safe(check: Check) -> Check:
 
 
 def _coverage(checks: Sequence[Check], table: Predictions, policy: GatePolicy) -> list[Check]:
-    """How much of each slice column's blocking checks could not be tested, weighted by rows."""
+    """How much of the traffic lies in slices about which no blocking check could say anything."""
     found = []
     for column in table.slices:
         own = [check for check in checks if check.slice.startswith(f"{column.name}=") and check.severity == "block"]
-        rows = sum(check.n for check in own)
-        if not rows:
+        told = {check.slice for check in own if check.outcome != "not_testable"}
+        rows = {check.slice: check.n for check in own}
+        if not any(rows.values()):
             continue
-        untested = sum(check.n for check in own if check.outcome == "not_testable") / rows
+        untested = sum(n for place, n in rows.items() if place not in told) / sum(rows.values())
         held = untested > policy.untestable_share
         words = "too much to promote on" if held else "tolerable"
         check = Check(
-            name="slice_coverage", family="data", slice=f"{column.name}=*", estimate=untested, margin=policy.untestable_share, n=rows,
-            outcome="hold" if held else "pass", severity=policy.severity.get("slice_coverage", "block"),
-            sentence=f"{untested:.0%} of the checks on {column.name}, by rows, could not be tested: {words}",
+            name="slice_coverage", family="data", slice=f"{column.name}=*", estimate=untested, margin=policy.untestable_share,
+            n=sum(rows.values()), outcome="hold" if held else "pass", severity=policy.severity.get("slice_coverage", "block"),
+            sentence=f"{untested:.0%} of the traffic lies in values of {column.name} that are too small for every check: {words}",
         )  # fmt: skip
         found.append(check)
     return found
@@ -208,7 +263,7 @@ def _sorted(checks: Iterable[Check]) -> list[Check]:
         decides = check.severity == "block" and check.outcome in ("fail", "hold")
         return (
             not decides, _OUTCOME_ORDER.index(check.outcome), _SEVERITY_ORDER.index(check.severity),
-            check.slice != ALL, check.family, check.name, check.action, check.slice,
+            check.family != FAMILY, check.slice != ALL, check.family, check.name, check.action, check.slice,
         )  # fmt: skip
 
     return sorted(checks, key=rank)
@@ -222,6 +277,12 @@ def _verdict(checks: list[Check], policy: GatePolicy) -> Verdict:
     deciding = failing or holding
     reason = f"{len([c for c in blocking if c.outcome == 'pass']):,} blocking checks passed, none failed or held"
     if deciding:
-        more = f" (and {len(deciding) - 1:,} more)" if len(deciding) > 1 else ""
-        reason = f"{deciding[0].sentence}{more}"
+        reason = f"{deciding[0].sentence}{_others(deciding)}"
     return Verdict(verdict=decision, reason=reason, policy=policy.name, checks=checks, failed=[check.path for check in failing])
+
+
+def _others(deciding: Sequence[Check]) -> str:
+    """What else decided, a word a kind of check."""
+    others = sorted({check.name for check in deciding[1:]} - {deciding[0].name})
+    more = f" (and {len(deciding) - 1:,} more" if len(deciding) > 1 else ""
+    return more + (f": {', '.join(others[:8])}{', ...' if len(others) > 8 else ''}" if others else "") + (")" if more else "")

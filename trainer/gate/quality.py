@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from trainer.gate.decide import Question
 from trainer.gate.scope import Harm, Scope, ask, too_few
-from trainer.gate.table import BINARY, ActionColumns, Predictions, not_applicable
+from trainer.gate.table import BINARY, REQUEST, ActionColumns, Predictions, not_applicable
 from trainer.metrics import Estimate, Rows, auc, gauc, loss, ndcg, normalised_loss, rank_correlation
 from trainer.schema import predictions as names
 from trainer.schema.policy import GatePolicy
@@ -33,44 +35,77 @@ def quality(
     ours_N, theirs_N = (action.scores[prefix][scope.kept_N] for prefix in (names.CHALLENGER, against))
     same_G = ~scope.differs(ours_N, theirs_N)
     few_G = too_few(scope, label_N, action.kind == BINARY, policy)
-    suffix = "" if against == names.PRODUCTION else f"_vs_{against.rstrip('_')}"
+    against_it = Against.of(against, policy)
     questions: list[Question | Check] = []
-    for kind, metric in _ranking(action, policy, suffix, severity):
+    for kind, metric in _ranking(action, policy, against_it, severity, scope.slate_N if scope.requests else None):
         ours, theirs = metric(ours_N, label_N, scope.rows), metric(theirs_N, label_N, scope.rows)
         questions += ask(kind, theirs.minus(ours), [theirs.value_G, ours.value_G], same_G, few_G, scope, policy)
+    if not action.means:
+        return questions
+    ours_N, theirs_N = (action.means[prefix][scope.kept_N] for prefix in (names.CHALLENGER, against))
     ours, theirs = (loss(action.kind, score_N, label_N, scope.rows) for score_N in (ours_N, theirs_N))
     shown = [normalised_loss(action.kind, score_N, label_N, scope.rows).value_G for score_N in (theirs_N, ours_N)]
     harm = ours.log(scope.rows).minus(theirs.log(scope.rows))
-    return questions + ask(_loss(action, policy, suffix, severity), harm, shown, same_G, few_G, scope, policy)
+    return questions + ask(_loss(action, policy, against_it, severity), harm, shown, same_G, few_G, scope, policy)
 
 
-def _ranking(action: ActionColumns, policy: GatePolicy, suffix: str, severity: str) -> list[tuple[Harm, Metric]]:
-    family = "baseline" if suffix else "ranking"
-    gain = np.inf if suffix else policy.suspicious_auc
+@dataclass(frozen=True)
+class Against:
+    """The model that is compared with: how its checks are called, and what is tolerated.
 
+    Attributes:
+        suffix: Of the names of the checks.
+        family: Of the checks; null: their own.
+        factor: Margins are so many times those against production.
+        suspicious: Whether too large a gain holds; against baselines, and a reference of months ago, large gains are the aim.
+    """
+
+    suffix: str
+    family: str | None
+    factor: float
+    suspicious: bool
+
+    @classmethod
+    def of(cls, prefix: str, policy: GatePolicy) -> Against:
+        """Returns how the model of a column prefix is compared with."""
+        if prefix == names.PRODUCTION:
+            return cls("", None, 1.0, True)
+        suffix = f"_vs_{prefix.rstrip('_')}"
+        if prefix == names.REFERENCE:
+            return cls(suffix, "reference", policy.reference_factor, False)
+        return cls(suffix, "baseline", 1.0, False)
+
+
+def _ranking(
+    action: ActionColumns, policy: GatePolicy, against: Against, severity: str, request_N: np.ndarray | None
+) -> list[tuple[Harm, Metric]]:
     def kind(name: str, label: str, margin: float, needs: str | None = None) -> Harm:
         return Harm(
-            name=name + suffix, family=family, action=action.name, label=label, margin=margin, gain_limit=gain, severity=severity,
-            needs=needs,
+            name=name + against.suffix, family=against.family or "ranking", action=action.name, label=label, severity=severity, needs=needs,
+            margin=margin * against.factor, gain_limit=policy.suspicious_auc if against.suspicious else np.inf,
         )  # fmt: skip
 
     if action.kind != BINARY:
         return [(kind("rank_correlation", "rank correlation", policy.rank_margin), rank_correlation)]
-    both = "users with both classes"
-    return [(kind("auc", "AUC", policy.auc_margin), auc), (kind("gauc", "GAUC", policy.gauc_margin, both), gauc)]
+    auc_kind = kind("auc", "AUC", policy.auc_margin)
+    if request_N is not None:
+        within = kind("gauc", "GAUC within requests", policy.gauc_margin, "requests with both classes")
+        return [(auc_kind, auc), (within, partial(gauc, slate_N=request_N))]
+    within = kind("gauc", "GAUC within users", policy.gauc_margin * policy.adaptive_factor, "users with both classes")
+    return [(auc_kind, auc), (within, gauc)]
 
 
-def _loss(action: ActionColumns, policy: GatePolicy, suffix: str, severity: str) -> Harm:
+def _loss(action: ActionColumns, policy: GatePolicy, against: Against, severity: str) -> Harm:
     binary = action.kind == BINARY
     return Harm(
-        name=("ne" if binary else "deviance") + suffix, family="loss" if not suffix else "baseline", action=action.name,
-        label="NE" if binary else "normalised deviance", margin=policy.ne_margin, relative=True, severity=severity,
-        gain_limit=np.inf if suffix else policy.suspicious_relative,
+        name=("ne" if binary else "deviance") + against.suffix, family=against.family or "loss", action=action.name,
+        label="NE" if binary else "normalised deviance", margin=policy.ne_margin * against.factor, relative=True, severity=severity,
+        gain_limit=policy.suspicious_relative if against.suspicious else np.inf,
     )  # fmt: skip
 
 
 def value_ranking(
-    predictions: Predictions, scope: Scope, gain_N: np.ndarray, policy: GatePolicy, severity: str
+    predictions: Predictions, scope: Scope, gain_N: np.ndarray, policy: GatePolicy, severity: str, against: str = names.PRODUCTION
 ) -> list[Question | Check]:
     """Asks for the NDCG of the value function: do the slates still put first what turned out to be worth most?
 
@@ -80,13 +115,17 @@ def value_ranking(
         gain_N: Realised value of every row of the table.
         policy: Margins.
         severity: Severity of the check.
+        against: Prefix of the model that is compared with.
     """
-    ours_N, theirs_N = (predictions.value[prefix][scope.kept_N] for prefix in (names.CHALLENGER, names.PRODUCTION))
-    slate_N, gain_N = predictions.slate_N[scope.kept_N], gain_N[scope.kept_N]
-    ours, theirs = (ndcg(value_N, gain_N, slate_N, scope.rows, policy.top_k) for value_N in (ours_N, theirs_N))
+    ours_N, theirs_N = (predictions.value[prefix][scope.kept_N] for prefix in (names.CHALLENGER, against))
+    gain_N = gain_N[scope.kept_N]
+    ours, theirs = (ndcg(value_N, gain_N, scope.slate_N, scope.rows, policy.top_k) for value_N in (ours_N, theirs_N))
+    how = Against.of(against, policy)
+    margin = policy.ndcg_margin * how.factor * (1.0 if predictions.slates == REQUEST else policy.adaptive_factor)
     kind = Harm(
-        name="ndcg", family="ranking", action="value", label=f"NDCG@{policy.top_k} of the slates ({predictions.slates})", relative=True,
-        margin=policy.ndcg_margin, gain_limit=policy.suspicious_relative, severity=severity, needs="slates with different outcomes",
+        name="ndcg" + how.suffix, family=how.family or "ranking", action="value", margin=margin, relative=True, severity=severity,
+        label=f"NDCG@{policy.top_k} of the slates ({predictions.slates})", needs="slates with different outcomes",
+        gain_limit=policy.suspicious_relative if how.suspicious else np.inf,
     )  # fmt: skip
     few_G = [f"{n:,} rows, {policy.min_rows:,} needed" if n < policy.min_rows else None for n in scope.rows.n_G.tolist()]
     harm = theirs.log(scope.rows).minus(ours.log(scope.rows))
@@ -105,7 +144,7 @@ def realised_value(predictions: Predictions, weights: dict[str, float] | None) -
         return not_applicable("ndcg", "ranking", "value_production or value_challenger is absent", action="value")
     known = {action.name: action for action in predictions.actions if names.PRODUCTION in action.scores}
     if weights is None:
-        recovered = _recover([action.scores[names.PRODUCTION] for action in known.values()], predictions.value[names.PRODUCTION])
+        recovered = recover_weights([action.scores[names.PRODUCTION] for action in known.values()], predictions.value[names.PRODUCTION])
         if recovered is None:
             why = "value_production is no weighted sum of the production_ columns, so what a row was worth is not known"
             return not_applicable("ndcg", "ranking", f"{why}; hand the weights in to have it judged", action="value")
@@ -123,7 +162,8 @@ _RECOVERY_ROWS = 50_000
 _RECOVERY_ERROR = 1e-4  # of the value's spread: float32 columns and rounding, nothing more
 
 
-def _recover(scores: list[np.ndarray], value_N: np.ndarray) -> list[float] | None:
+def recover_weights(scores: list[np.ndarray], value_N: np.ndarray) -> list[float] | None:
+    """Returns the weights of which `value_N` is the weighted sum of `scores`, negligible ones as 0; None where it is no such sum."""
     if not scores or len(value_N) < 10 * len(scores):
         return None
     step = max(1, len(value_N) // _RECOVERY_ROWS)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trainer.gate.decide import Measured, Question, measure
-from trainer.gate.table import Predictions, not_applicable
+from trainer.gate.table import REQUEST, Predictions, not_applicable
 from trainer.metrics import Estimate, Rows, arrange
 from trainer.schema.policy import GatePolicy
 from trainer.schema.verdict import ALL, Check
@@ -24,12 +24,16 @@ class Scope:
         slices: Name of each group: ``all``, or ``<column>=<value>``.
         kept_N: Rows of the table that are judged (ripe ones), as indices.
         factor: Margins here are so many times the policy's.
+        slate_N: Slates of the kept rows.
+        requests: Whether slates are requests, within which every row was scored at the same moment.
     """
 
     rows: Rows
     slices: list[str]
     kept_N: np.ndarray
     factor: float
+    slate_N: np.ndarray
+    requests: bool
 
     @property
     def present(self) -> list[int]:
@@ -51,10 +55,11 @@ def scopes(predictions: Predictions, policy: GatePolicy, ripe_N: np.ndarray | No
     """
     kept_N = np.arange(predictions.rows) if ripe_N is None else np.flatnonzero(ripe_N)
     user_N, weight_N = predictions.user_N[kept_N], predictions.weight_N[kept_N]
-    found = [Scope(arrange(user_N, weight_N=weight_N), [ALL], kept_N, 1.0)]
+    slates = predictions.slate_N[kept_N], predictions.slates == REQUEST
+    found = [Scope(arrange(user_N, weight_N=weight_N), [ALL], kept_N, 1.0, *slates)]
     for column in predictions.slices:
         rows = arrange(user_N, column.group_N[kept_N], len(column.values), weight_N)
-        found.append(Scope(rows, [f"{column.name}={value}" for value in column.values], kept_N, policy.slice_factor))
+        found.append(Scope(rows, [f"{column.name}={value}" for value in column.values], kept_N, policy.slice_factor, *slates))
     return found
 
 
@@ -107,13 +112,28 @@ def ask(
         policy: Margins and confidence.
     """
     found_G = measure(harm, scope.rows)
+    planned_G = planned(found_G, scope)
     if kind.needs is not None and scope.slices == [ALL] and not math.isfinite(found_G[0].value) and not same_G[0]:
         return [not_applicable(kind.name, kind.family, f"{kind.label} of {kind.action} needs {kind.needs}", action=kind.action)]
     exact = Measured(0.0, 0.0, math.inf)
     return [
-        _question(kind, exact if same_G[g] else found_G[g], [float(x_G[g]) for x_G in pair_G], few_G[g], scope, g, policy)
+        replace(
+            _question(kind, exact if same_G[g] else found_G[g], [float(x_G[g]) for x_G in pair_G], few_G[g], scope, g, policy),
+            planned_se=planned_G[g],
+        )
         for g in scope.present
     ]
+
+
+def planned(found_G: Sequence[Measured], scope: Scope) -> list[float]:
+    """Standard error to expect in each group from its number of rows, as the groups that have one show it; NaN where none has."""
+    per_row = [
+        found.se * math.sqrt(n)
+        for found, n in zip(found_G, scope.rows.n_G.tolist(), strict=True)
+        if math.isfinite(found.se) and found.se > 0
+    ]
+    typical = float(np.median(per_row)) if per_row else math.nan
+    return [typical / math.sqrt(n) if n else math.nan for n in scope.rows.n_G.tolist()]
 
 
 def _question(

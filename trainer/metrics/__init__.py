@@ -3,7 +3,7 @@
 from trainer.metrics.action import ActionMetrics, Value, evaluate_action
 from trainer.metrics.calibration import ecce, ece
 from trainer.metrics.loss import absolute_error, loss, normalised_loss, ratio, row_loss
-from trainer.metrics.ranking import auc, gauc, ndcg, rank_correlation
+from trainer.metrics.ranking import auc, concentration, gauc, ndcg, rank_biased_overlap, rank_correlation
 from trainer.metrics.rows import Estimate, Rows, Spread, arrange, interval, mean, quotient, spread
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "absolute_error",
     "arrange",
     "auc",
+    "concentration",
     "ecce",
     "ece",
     "evaluate_action",
@@ -25,6 +26,7 @@ __all__ = [
     "ndcg",
     "normalised_loss",
     "quotient",
+    "rank_biased_overlap",
     "rank_correlation",
     "ratio",
     "row_loss",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.metrics.rows import Estimate, Rows, mean, only_where
+from trainer.metrics.rows import Estimate, Rows, mean, only_where, quotient
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,30 @@ def auc(score_N: np.ndarray, label_N: np.ndarray, rows: Rows) -> Estimate:
     return only_where(Estimate(value_G, influence_N), good_G, rows)
 
 
-def gauc(score_N: np.ndarray, label_N: np.ndarray, rows: Rows) -> Estimate:
-    """Mean of per-user AUC in each group, weighted by the user's impressions, over users with both classes (Zhou et al., DIN, 2018)."""
+def gauc(score_N: np.ndarray, label_N: np.ndarray, rows: Rows, slate_N: np.ndarray | None = None) -> Estimate:
+    """Mean of per-user AUC in each group, weighted by impressions, over users with both classes (Zhou et al., DIN, 2018).
+
+    Args:
+        score_N: Scores.
+        label_N: 0 or 1.
+        rows: Groups, clusters and weights.
+        slate_N: Slates to average over instead of users, dense codes: rows that were scored at the same moment. A slate that lies in
+            several groups counts in each with its rows there.
+    """
     score_N, good_G = finite(score_N, rows)
-    value_C, _ = _auc(score_N, label_N, rows.weight_N, rows.cluster_N, len(rows.cluster_group_C))
-    return only_where(_mean_of(value_C, rows.cluster_N, rows.weight_N, rows), good_G, rows)
+    code_N, codes = rows.cluster_N, len(rows.cluster_group_C)
+    if slate_N is not None:
+        code_N, codes = within_groups(slate_N, rows)
+    value_K, _ = _auc(score_N, label_N, rows.weight_N, code_N, codes)
+    return only_where(_mean_of(value_K, code_N, rows.weight_N, rows), good_G, rows)
+
+
+def within_groups(slate_N: np.ndarray, rows: Rows) -> tuple[np.ndarray, int]:
+    """Returns dense codes of (group, slate), and how many there are."""
+    if rows.groups == 1:
+        return slate_N, int(slate_N.max(initial=-1)) + 1
+    found, code_N = np.unique(rows.group_N * (int(slate_N.max(initial=0)) + 1) + slate_N, return_inverse=True)
+    return code_N, len(found)
 
 
 def _mean_of(value_K: np.ndarray, code_N: np.ndarray, weight_N: np.ndarray, rows: Rows) -> Estimate:
@@ -128,8 +147,7 @@ def ndcg(score_N: np.ndarray, gain_N: np.ndarray, slate_N: np.ndarray, rows: Row
         top_k: Positions that count.
     """
     score_N, good_G = finite(score_N, rows)
-    slates, slate_N = np.unique(rows.group_N * (int(slate_N.max(initial=0)) + 1) + slate_N, return_inverse=True)
-    count = len(slates)
+    slate_N, count = within_groups(slate_N, rows)
     lowest_S = np.full(count, np.inf)
     highest_S = np.full(count, -np.inf)
     np.minimum.at(lowest_S, slate_N, gain_N)
@@ -178,3 +196,54 @@ def rank_correlation(score_N: np.ndarray, label_N: np.ndarray, rows: Rows) -> Es
         own_N = uu.influence_N / uu.value_G[g_N] + vv.influence_N / vv.value_G[g_N]
         influence_N = np.nan_to_num(cross.influence_N / norm_G[g_N] - value_G[g_N] / 2 * own_N)
     return only_where(Estimate(value_G, influence_N), good_G, rows)
+
+
+def concentration(code_N: np.ndarray, rows: Rows) -> Estimate:
+    """How concentrated the weight of each group is on few codes: the root of the chance that two draws share a code.
+
+    It is a share: 1 when one code has everything, ``1 / sqrt(k)`` for k equal codes. Pairs of a row with itself are left out, so that
+    the value does not grow because the sample is small.
+
+    Args:
+        code_N: Author, topic, ... of each row.
+        rows: Groups, clusters and weights.
+    """
+    pair_N = rows.group_N * (int(code_N.max(initial=0)) + 1) + code_N
+    found, pair_N = np.unique(pair_N, return_inverse=True)
+    own_N = np.bincount(pair_N, weights=rows.weight_N, minlength=len(found))[pair_N] - rows.weight_N
+    other_N = (rows.total_G[rows.group_N]) - rows.weight_N
+    squared = quotient(own_N, other_N, rows)  # sum w_i (W_code - w_i) / sum w_i (W - w_i)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        root_G = np.sqrt(np.where(squared.value_G > 0, squared.value_G, np.nan))
+        influence_N = np.nan_to_num(squared.influence_N / root_G[rows.group_N])  # both draws move: twice, halved by the root
+    return Estimate(root_G, influence_N)
+
+
+def rank_biased_overlap(score_N: np.ndarray, other_N: np.ndarray, slate_N: np.ndarray, rows: Rows, p: float = 0.9) -> Estimate:
+    """Mean rank-biased overlap of two orders of the same slates, every slate counting once (Webber, Moffat and Zobel, TOIS 2010).
+
+    The slates are finite and hold the same rows in both orders, so the sum ends at the slate's length and is scaled to reach 1.
+    Args:
+        score_N: What ranks a slate in one order.
+        other_N: What ranks it in the other.
+        slate_N: Slate of each row, dense codes.
+        rows: Groups and clusters.
+        p: Persistence: 0.9 puts about 86 % of the weight on the first ten positions.
+    """
+    slate_N, count = within_groups(slate_N, rows)
+    deepest_N = np.maximum(ranks(score_N, slate_N, count), ranks(other_N, slate_N, count))
+    size_S = np.bincount(slate_N, minlength=count)
+    step_D = p ** np.arange(int(size_S.max(initial=0))) / np.arange(1, int(size_S.max(initial=0)) + 1)
+    sum_D = np.concatenate([[0.0], np.cumsum(step_D)])
+    weight_N = (1 - p) * (sum_D[size_S[slate_N]] - sum_D[deepest_N])  # a row is in both heads at every depth beyond its deeper rank
+    value_S = np.bincount(slate_N, weights=weight_N, minlength=count) / np.maximum(1 - p**size_S, 1e-300)
+    return _mean_of(value_S, slate_N, 1.0 / np.maximum(size_S, 1)[slate_N], rows)
+
+
+def ranks(score_N: np.ndarray, slate_N: np.ndarray, slates: int) -> np.ndarray:
+    """Position of each row in its slate by falling score, from 0; ties in the order of the rows."""
+    order_N = np.lexsort((-score_N, slate_N))
+    size_S = np.bincount(slate_N, minlength=slates)
+    rank_N = np.empty(len(score_N), np.int64)
+    rank_N[order_N] = np.arange(len(score_N)) - (np.cumsum(size_S) - size_S)[slate_N[order_N]]
+    return rank_N

@@ -80,6 +80,16 @@ class Estimate:
         """Returns ``self - other``, paired row by row."""
         return Estimate(self.value_G - other.value_G, self.influence_N - other.influence_N)
 
+    def times(self, factor: float) -> Estimate:
+        """Returns ``factor * self``."""
+        return Estimate(factor * self.value_G, factor * self.influence_N)
+
+    def over(self, other: Estimate, rows: Rows) -> Estimate:
+        """Returns ``self / other``, paired row by row (delta method); NaN where `other` is 0."""
+        value_G = _divide(self.value_G, other.value_G)
+        moved_N = self.influence_N - np.nan_to_num(value_G)[rows.group_N] * other.influence_N
+        return Estimate(value_G, np.nan_to_num(_divide(moved_N, other.value_G[rows.group_N])))
+
     def log(self, rows: Rows) -> Estimate:
         """Returns the logarithm (delta method); NaN where the value is not positive."""
         safe_G = np.where(self.value_G > 0, self.value_G, np.nan)
@@ -100,9 +110,7 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return np.where(denominator != 0, numerator / denominator, np.nan)
 
 
-def arrange(
-    user_N: np.ndarray, group_N: np.ndarray | None = None, groups: int = 1, weight_N: np.ndarray | None = None
-) -> Rows:
+def arrange(user_N: np.ndarray, group_N: np.ndarray | None = None, groups: int = 1, weight_N: np.ndarray | None = None) -> Rows:
     """Arranges rows by group and user.
 
     Args:

@@ -10,8 +10,11 @@
     counting_<action>        optional: the baseline that only counts
     continued_<action>       optional: production trained on the same new days, at a launch
     lightgbm_<action>        optional: LightGBM on the same features and training days
+    reference_<action>       optional: the frozen release that nightly losses are added up against
+    repeat_<action>          optional: production's recipe trained again with another seed (A/A), the floor of churn
     value_production         value function of production's scores
     value_challenger         value function of the challenger's
+    value_reference          optional: the reference's
     anything else            a slice column
 """
 
@@ -26,7 +29,10 @@ CHALLENGER = "challenger_"
 COUNTING = "counting_"
 CONTINUED = "continued_"
 LIGHTGBM = "lightgbm_"
+REFERENCE = "reference_"
+REPEAT = "repeat_"
 VALUE_PRODUCTION = "value_production"
 VALUE_CHALLENGER = "value_challenger"
-SCORES = (PRODUCTION, CHALLENGER, COUNTING, CONTINUED, LIGHTGBM)
+VALUE_REFERENCE = "value_reference"
+SCORES = (PRODUCTION, CHALLENGER, COUNTING, CONTINUED, LIGHTGBM, REFERENCE, REPEAT)
 WEIGHT = "weight"

@@ -31,17 +31,16 @@ class Learner(nn.Module):
         self.action_weights = action_weights
         self.teacher = TeacherHead(ranker.shape, stop_gradient=distill.stop_gradient) if distill.source != "none" else None
 
-    def loss(self, batch: Batch, teacher_weight: float) -> Tensor:
-        """Returns the weighted multi-action loss, those of the auxiliary head and of the teacher's included."""
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the loss of the labels (weighted multi-action loss, the two-tower head's included) and that of the teacher."""
         if batch.targets == 0:  # the padding batch of a rank that has run out of units: take part, add nothing
-            return sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=batch.weight_N.device))
-        scores = self.ranker(batch)
-        total = ranker_loss(scores, batch, self.ranker.shape, self.action_weights).total
-        if self.teacher is not None:
-            total = total + teacher_weight * teacher_loss(
-                self.teacher(scores.shared_NC), batch, self.ranker.shape.actions, self.action_weights
-            )
-        return total
+            nothing = sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=batch.weight_N.device))
+            return nothing, nothing
+        scores, shape = self.ranker(batch), self.ranker.shape
+        labels = ranker_loss(scores, batch, shape, self.action_weights).total
+        if self.teacher is None:
+            return labels, labels.new_zeros(())
+        return labels, teacher_loss(self.teacher(scores.shared_NC), batch, shape.actions, self.action_weights)
 
     def tables(self) -> dict[str, nn.Parameter]:
         """Returns the embedding tables by name: what has a row an id."""

@@ -29,12 +29,13 @@ class StepLog:
 
     Attributes:
         step: Step number, from 0.
-        loss: Training loss before the step, NaN if the step was skipped for it. In one pass over new targets this is progressive
-            validation: every target is scored before it is learned.
+        loss: Loss of the labels before the step, NaN if the step was skipped for it. In one pass over new targets this is
+            progressive validation: every target is scored before it is learned.
         lr: Learning rate factor.
         grad_norm: Global gradient norm before clipping.
         skipped: Whether the step was skipped as non-finite.
         new: Whether its targets were new; replayed ones have been learned before and say nothing about progress.
+        teacher: Loss of the teacher's scores, unweighted; 0 without one.
     """
 
     step: int
@@ -43,6 +44,7 @@ class StepLog:
     grad_norm: float
     skipped: bool
     new: bool = True
+    teacher: float = 0.0
 
 
 class RankingTask(L.LightningModule):
@@ -118,9 +120,9 @@ class RankingTask(L.LightningModule):
         self.log("loss", loss, prog_bar=True, on_step=True, logger=self.trainer.logger is not None, batch_size=max(batch.targets, 1))
         return loss
 
-    def loss(self, learner: Learner, batch: Batch, step: int) -> Tensor:
-        """Returns what `learner` is to minimise."""
-        return learner.loss(batch, self.distill.weight_at(step, self.schedule.steps))
+    def losses(self, learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the loss of the labels and that of the teacher; the latter is weighted by `DistillConfig.weight_at`."""
+        return learner.losses(batch)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Builds the optimizers of the trunk and of the branch; carried moments are filled in by parameter name."""
@@ -138,7 +140,8 @@ class RankingTask(L.LightningModule):
         # Dropout is a function of (seed, step, rank): a resumed run draws what the uninterrupted run would have drawn.
         torch.manual_seed((self.seed * 1_000_003 + step) * 4096 + self.global_rank)
         optimizers.zero_grad()
-        loss = self.loss(learner, batch, step)
+        labels, teacher = self.losses(learner, batch)
+        loss = labels + self.distill.weight_at(step, schedule.steps) * teacher
         if learner is self.trunk:
             self.manual_backward(loss)
         else:
@@ -156,7 +159,7 @@ class RankingTask(L.LightningModule):
         else:
             optimizers.zero_grad()
             self._count_skipped(step)
-        return StepLog(step, float(loss.detach()), factor, float(norm), not finite, new)
+        return StepLog(step, float(labels.detach()), factor, float(norm), not finite, new, float(teacher.detach()))
 
     def _backward_branch(self, learner: Learner, loss: Tensor) -> None:
         loss.backward()

@@ -10,18 +10,18 @@ from trainer.release.registry import Registry
 from trainer.schema.hashing import sha256_file, sha256_json
 from trainer.schema.verdict import PROMOTE, REJECT, Verdict
 
-SEALED = ("verdict.json", "eval.json", "transfer.json", "config.yaml")
+SEALED = ("verdict.json", "repair.json", "eval.json", "transfer.json", "config.yaml")
 
 
 def stage_release(
     registry: Registry, run_dir: Path, verdict: Verdict, *, as_of: str, inputs_sha256: str, bundle_sha256: str, parent: str | None,
-    expected_revision: int, auto: bool,
+    expected_revision: int, auto: bool, bundle: str = "challenger",
 ) -> dict[str, Any]:  # fmt: skip
     """Carries out a verdict.
 
     Args:
         registry: Where releases live.
-        run_dir: The run; holds ``challenger/``, ``embeddings/`` and the reports.
+        run_dir: The run; holds the bundle, ``embeddings/`` and the reports.
         verdict: The gate's decision.
         as_of: Cut-off day.
         inputs_sha256: Identity of the question that was judged.
@@ -29,6 +29,7 @@ def stage_release(
         parent: Version that was live when the run started.
         expected_revision: Revision of the pointers at that time.
         auto: Whether PROMOTE is carried out.
+        bundle: Folder of the run that holds the bundle: ``challenger``, or ``absorbed``.
 
     Returns:
         {version, sealed, promoted, sentence}. A rejected challenger is not sealed: it changes nothing but the history.
@@ -40,7 +41,7 @@ def stage_release(
     if verdict.verdict == REJECT:
         registry.record_verdict(verdict.verdict, as_of=as_of, inputs_sha256=inputs_sha256, reason=verdict.reason)
         return {"version": None, "sealed": False, "promoted": False, "sentence": "rejected: production stays"}
-    staged = _staged(run_dir)
+    staged = _staged(run_dir, bundle)
     version = _version(as_of, bundle_sha256, staged)
     registry.seal(version, staged, as_of=as_of, verdict=verdict.verdict, parent=parent, inputs_sha256=inputs_sha256)
     shutil.rmtree(staged)
@@ -58,12 +59,12 @@ def _version(as_of: str, bundle_sha256: str, staged: Path) -> str:
     return f"{as_of}-{sha256_json([bundle_sha256, papers])[:10]}"
 
 
-def _staged(run_dir: Path) -> Path:
+def _staged(run_dir: Path, bundle: str) -> Path:
     """Gathers a release in one folder."""
     staged = run_dir / "staged"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
-    for source, name in ((run_dir / "challenger", "bundle"), (run_dir / "embeddings", "embeddings")):
+    for source, name in ((run_dir / bundle, "bundle"), (run_dir / "embeddings", "embeddings")):
         if source.is_dir():
             shutil.copytree(source, staged / name)
     for name in SEALED:

@@ -8,10 +8,11 @@ from trainer.stages.inputs import plan, rebuild, scan
 from trainer.stages.judging import evaluate, gate
 from trainer.stages.question import judged_before, nothing_to_do, question
 from trainer.stages.reporting import report
-from trainer.stages.shipping import downstream, export, release
+from trainer.stages.shipping import absorb, downstream, export, release
 from trainer.stages.training import continue_production, dry_run, train
 
 __all__ = [
+    "absorb",
     "continue_production",
     "downstream",
     "dry_run",

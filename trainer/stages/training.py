@@ -91,11 +91,11 @@ def _train(job: Job, examples: ExamplesManifest, days: DayPlan, name: str, paren
         as_plain(examples),
         as_plain(days),
     ]
-    _forget_others(out, sha256_json(key))
+    forget_others(out, sha256_json(key))
     return job.run.stage("train" if name == "challenger" else "continue", key, start, lambda: read_trained(out), tell)
 
 
-def _forget_others(out: Path, key: str) -> None:
+def forget_others(out: Path, key: str) -> None:
     """Removes the scratch of an attempt with other settings: its shards and its checkpoint must not be gone on from."""
     marker = out.parent / f"{out.name}-key"
     if not marker.exists() or marker.read_text() != key:

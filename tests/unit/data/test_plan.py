@@ -70,3 +70,21 @@ def test_replay_makes_up_its_share():
     replayed = sum(not batch.new for batch in planned.batches)
     assert replayed / len(planned.batches) == pytest.approx(0.25, abs=0.02)
     assert units(planned.batches) == units(plan().batches)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_all_ranks_of_a_step_are_new_or_all_are_replayed(ranks):
+    planned = plan(replay=KEYS[:2], replay_share=0.25, ranks=ranks)
+    kinds = [{batch.new for batch in planned.batches[step * ranks : (step + 1) * ranks]} for step in range(planned.steps)]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert {True, False} == {planned.is_new(step) for step in range(planned.steps)}
+    assert units(planned.batches) == units(plan().batches)
+
+
+def test_a_plan_is_known_by_every_unit_of_every_step():
+    assert plan().sha256 == plan().sha256
+    others = [plan(seed=4), plan(ranks=2), plan(batch_targets=41), plan(replay=KEYS[:1], replay_share=0.1)]
+    assert len({plan().sha256, *(other.sha256 for other in others)}) == 5
+    batches = plan().batches
+    swapped = type(plan())([batches[1], batches[0], *batches[2:]])
+    assert swapped.steps == plan().steps and swapped.sha256 != plan().sha256

@@ -5,19 +5,21 @@ import signal
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 import pytest
 import torch
 
 import models
 from tests import small
-from trainer.config import FitConfig, OptimizerConfig, ScheduleConfig
+from trainer.config import DistillConfig, FitConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
 from trainer.data import ShardStore, plan_batches
 from trainer.data.module import BatchModule
 from trainer.data.shards import ShardKey
 from trainer.errors import TrainingError
 from trainer.fit.run import fit
 from trainer.fit.schedule import schedule_of
-from trainer.fit.train import shape_of
+from trainer.fit.train import last_loss, shape_of
 
 MODEL = small.model_config()
 
@@ -197,3 +199,209 @@ def test_schedule_warms_up_holds_and_anneals():
     assert factors[99] == pytest.approx(0.1) and np.all(np.diff(factors[50:]) < 0)
     short = schedule_of(ScheduleConfig(warmup_steps=1000), 20, warm=False)
     assert short.factor(19) == 1.0  # a short run still reaches its rate
+
+
+ANNEALED = ScheduleConfig(warmup_steps=5, serving="annealed", anneal_share=0.4, anneal_to=0.05)
+
+
+def test_the_annealed_copy_leaves_the_trunk_as_it_is(tmp_path):
+    constant = run(tmp_path / "a", schedule=ScheduleConfig(warmup_steps=5))
+    annealed = run(tmp_path / "b", schedule=ANNEALED)
+    assert all(torch.equal(constant.trunk[name], annealed.trunk[name]) for name in constant.trunk)
+    assert all(torch.equal(constant.optimizer[name], annealed.optimizer[name]) for name in constant.optimizer)
+    assert {entry.lr for entry in annealed.log[5:]} == {1.0}, "the trunk keeps its rate to the end"
+    assert annealed.annealed == round(0.4 * annealed.steps) and constant.annealed == 0
+
+
+def test_the_annealed_copy_is_what_annealing_from_the_branch_on_gives(tmp_path):
+    annealed = run(tmp_path / "a", schedule=ANNEALED)
+    from trainer.fit import run as fit_run
+
+    original = fit_run.schedule_of
+
+    def whole(config, steps, warm, *, anneal=False):  # a trunk that anneals itself
+        return original(ANNEALED, steps, warm, anneal=True)
+
+    fit_run.schedule_of = whole
+    try:
+        alone = run(tmp_path / "b", schedule=ScheduleConfig(warmup_steps=5, serving="trunk"))
+    finally:
+        fit_run.schedule_of = original
+    assert all(torch.equal(alone.trunk[name], annealed.serving[name]) for name in alone.trunk)
+    assert not all(torch.equal(annealed.trunk[name], annealed.serving[name]) for name in annealed.trunk)
+
+
+def test_serving_the_trunk_serves_the_trunk(tmp_path):
+    result = run(tmp_path, schedule=ScheduleConfig(serving="trunk"))
+    assert all(torch.equal(result.trunk[name], result.serving[name]) for name in result.trunk)
+
+
+def with_teacher(store, keys):
+    """Gives every shard a teacher: a probability that depends on the item, silent on a tenth of the rows."""
+    from trainer.data.shards import _read
+
+    for key in keys:
+        shard = store.read(key)
+        score_N = np.where(shard.target_item_N % 3 == 0, 0.6, 0.2)
+        teacher_NA = np.stack([score_N, np.full(len(score_N), 0.1)], 1).astype(np.float32)
+        teacher_NA[::10] = np.nan
+        store.write(key, dataclasses.replace(shard, teacher_NA=teacher_NA))
+    _read.cache_clear()
+
+
+def taught(folder, **overrides):
+    """The same run as `run`, with a teacher and every optional part that keeps state."""
+    ranker, store, keys = prepared(folder)
+    with_teacher(store, keys)
+    plan = plan_batches(keys, store.lengths, batch_targets=32, batch_tokens=4096, passes=1, seed=0)
+    settings = {
+        "action_weights": {"click": 1.0, "like": 0.5},
+        "optimizer": OptimizerConfig(lr=3e-3, embedding_lr=3e-3, tables="rowwise_adagrad", table_decay=1e-3),
+        "schedule": ANNEALED,
+        "config": FitConfig(batch_targets=32, progress=False, checkpoint_steps=4, device="cpu"),
+        "seed": 0,
+        "warm": False,
+        "folder": folder / "fit",
+        "distill": DistillConfig(source="logged", decay_to=0.5),
+        **overrides,
+    }
+    return fit(ranker, store, plan, **settings)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [6, 26], ids=["before the copy leaves", "after it left"])
+def test_every_part_that_keeps_state_resumes_exactly(tmp_path, monkeypatch, stop_at):
+    whole = taught(tmp_path / "whole")
+    assert whole.annealed and whole.steps - whole.annealed in range(7, 25), "the two stops lie on both sides of the branch"
+    from trainer.fit import task
+
+    step = task.RankingTask.training_step
+
+    def stopped(self, batch, index):
+        if self.trainer.datamodule.cursor == stop_at:
+            raise Stopped
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(task.RankingTask, "training_step", stopped)
+        taught(tmp_path / "again")
+    assert (tmp_path / "again" / "fit" / "resume.ckpt").exists()
+    again = taught(tmp_path / "again")
+    assert losses(again) == losses(whole)
+    for mine, theirs in ((again.trunk, whole.trunk), (again.serving, whole.serving), (again.optimizer, whole.optimizer)):
+        assert set(mine) == set(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_resumed_run_refuses_another_plan_of_the_same_length(tmp_path, monkeypatch):
+    from trainer.fit import task
+
+    def stopped(self, batch, index):
+        if self.trainer.datamodule.cursor == 6:
+            raise Stopped
+        return step(self, batch, index)
+
+    step = task.RankingTask.training_step
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(task.RankingTask, "training_step", stopped)
+        run(tmp_path)
+    ranker, store, keys = prepared(tmp_path)
+    plan = plan_batches(keys, store.lengths, batch_targets=32, batch_tokens=4096, passes=1, seed=0)
+    other = dataclasses.replace(plan, batches=plan.batches[::-1])
+    settings = {"optimizer": OptimizerConfig(), "schedule": ScheduleConfig(), "seed": 0, "warm": False, "folder": tmp_path / "fit"}
+    with pytest.raises(TrainingError, match="batch plan changed"):
+        fit(ranker, store, other, action_weights={"click": 1.0, "like": 1.0}, config=FitConfig(progress=False, device="cpu"), **settings)
+
+
+def test_the_teacher_changes_the_trunk_and_is_not_kept(tmp_path):
+    alone, with_one = taught(tmp_path / "a", distill=None), taught(tmp_path / "b")
+    assert set(alone.trunk) == set(with_one.trunk) and set(alone.optimizer) == set(with_one.optimizer)
+    assert not torch.equal(alone.trunk["blocks.0.up.weight"], with_one.trunk["blocks.0.up.weight"])
+    assert all(entry.teacher > 0 for entry in with_one.log) and not any(entry.teacher for entry in alone.log)
+    listening = taught(tmp_path / "c", distill=DistillConfig(source="logged", stop_gradient=True), optimizer=OptimizerConfig(clip_norm=1e9))
+    untouched = taught(tmp_path / "d", distill=None, optimizer=OptimizerConfig(clip_norm=1e9))
+    assert all(torch.equal(listening.trunk[name], untouched.trunk[name]) for name in untouched.trunk), "a listening head teaches nothing"
+
+
+def test_the_teachers_weight_falls_linearly():
+    config = DistillConfig(source="logged", weight=2.0, decay_to=0.25)
+    assert [config.weight_at(step, 5) for step in range(5)] == pytest.approx([2.0, 1.625, 1.25, 0.875, 0.5])
+    assert DistillConfig(source="logged").weight_at(0, 1) == 1.0
+
+
+def replayed(folder, **replay):
+    """Trains on two new shards with a third one replayed; its items are its own."""
+    ranker, store, keys = prepared(folder)
+    encoder = small.encoder()
+    examples, tail = small.tables(seed=7, rows=400)
+    own = pa.array(np.where(examples["item"].to_numpy() % 2, 138, 139))  # items that no new shard has
+    examples, tail = examples.set_column(examples.column_names.index("item"), "item", own), tail.slice(0, 0)
+    store.write(keys[2], encoder.encode(examples, tail, 100 * small.HOUR))
+    for key in keys[:2]:
+        examples, tail = small.tables(seed=int(key.day[-1]), rows=400, items=35)
+        keep = pa.compute.less(tail["item"], 138)
+        store.write(key, encoder.encode(examples, tail.filter(keep), 100 * small.HOUR))
+    from trainer.data.shards import _read
+
+    _read.cache_clear()
+    before = {name: tensor.clone() for name, tensor in ranker.state_dict().items()}
+    plan = plan_batches(
+        keys[:2], store.lengths, batch_targets=32, batch_tokens=4096, passes=1, seed=0, replay=keys[2:], replay_share=0.3
+    )
+    result = fit(
+        ranker, store, plan, action_weights={"click": 1.0, "like": 0.5}, optimizer=OptimizerConfig(lr=3e-3, embedding_lr=3e-3),
+        schedule=ScheduleConfig(), config=FitConfig(progress=False, device="cpu"), seed=0, warm=True, folder=folder / "fit",
+        replay=WarmStartConfig(replay_share=0.3, **replay),
+    )  # fmt: skip
+    rows = encoder.vocabularies["item"].lookup(pa.chunked_array([pa.array([138, 139])]))
+    return result, before, torch.as_tensor(np.asarray(rows))
+
+
+def test_replayed_targets_leave_tables_bit_equal_and_train_the_rest(tmp_path):
+    result, before, rows = replayed(tmp_path / "a")
+    item = "embedding.item.weight"
+    assert not all(entry.new for entry in result.log), "something was replayed"
+    assert torch.equal(result.trunk[item][rows], before[item][rows])
+    assert not torch.equal(result.trunk[item], before[item]), "new targets train tables"
+    assert not result.optimizer[f"{item}/last"][rows].any()
+    trained, *_ = replayed(tmp_path / "b", replay_tables="train")
+    assert not torch.equal(trained.trunk[item][rows], before[item][rows]), "the rows are only touched by replayed targets"
+    assert not torch.equal(trained.trunk["context.output"], result.trunk["context.output"])
+
+
+def test_the_trunk_learns_from_replayed_targets(tmp_path):
+    from trainer.fit import task
+
+    moved = []
+    advance = task.RankingTask._advance
+
+    def watched(self, learner, optimizers, schedule, batch, step, new):
+        dense, table = learner.ranker.context.output.detach().clone(), learner.ranker.embedding.item.weight.detach().clone()
+        entry = advance(self, learner, optimizers, schedule, batch, step, new)
+        same = torch.equal(table, learner.ranker.embedding.item.weight)
+        moved.append((new, not torch.equal(dense, learner.ranker.context.output), not same))
+        return entry
+
+    task.RankingTask._advance = watched
+    try:
+        replayed(tmp_path)
+    finally:
+        task.RankingTask._advance = advance
+    assert {entry for entry in moved if not entry[0]} == {(False, True, False)}, "dense weights move, tables do not"
+    assert {entry for entry in moved if entry[0]} == {(True, True, True)}
+
+
+def test_decayed_rows_shrink_on_replay_only(tmp_path):
+    decayed, _, rows = replayed(tmp_path / "a", replay_tables="decayed", replay_decay=0.05)
+    trained, *_ = replayed(tmp_path / "b", replay_tables="train")
+    norms = [float(result.trunk["embedding.item.weight"][rows].norm()) for result in (decayed, trained)]
+    assert norms[0] < norms[1]
+
+
+def test_replayed_steps_do_not_count_as_progress(tmp_path):
+    result, *_ = replayed(tmp_path)
+    fresh = [entry.loss for entry in result.log if entry.new]
+    assert last_loss(result.log) == pytest.approx(np.mean(fresh[-max(len(fresh) // 10, 1) :]))
+    assert [entry.new for entry in result.log].count(False) == pytest.approx(0.3 * result.steps, abs=1.5)

@@ -114,7 +114,7 @@ class ContextNetwork(nn.Module):
             hidden_NC = layer(hidden_NC)
         hidden_NC = self.norm(hidden_NC)
         with torch.autocast(hidden_NC.device.type, enabled=False):  # bf16 keeps three digits; calibration needs more
-            return hidden_NC @ self.output.T + numeric_NF @ self.wide + self.bias, hidden_NC
+            return _by_output(hidden_NC, self.output) + _by_output(numeric_NF, self.wide.T) + self.bias, hidden_NC
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Context rows [N, C] and numeric values [N, F], with learned values where a feature is missing or dropped."""
@@ -150,6 +150,13 @@ class TeacherHead(nn.Module):
         shared_NC = shared_NC.detach() if self.stop_gradient else shared_NC
         with torch.autocast(shared_NC.device.type, enabled=False):
             return F.linear(shared_NC.to(self.weight.dtype), self.weight, self.bias)
+
+
+def _by_output(x_NC: Tensor, weight_OC: Tensor) -> Tensor:
+    """``x @ weight.T``, an output at a time: a matrix product's last bits depend on how many outputs stand beside each other, and an
+    added head must leave the old ones bit-equal.
+    """
+    return torch.stack([x_NC @ weight_C for weight_C in weight_OC], dim=1)
 
 
 def _chance(like: Tensor, rate: float) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.schema.transfer import COVERAGE, Rules
 from trainer.schema.validate import choice, positive
 
 
@@ -169,11 +170,23 @@ class WarmStartConfig:
     Attributes:
         source: ``production`` (the registry's live bundle, cold if there is none) or ``none``.
         dry_run: Print the transfer plan and stop.
-        new_ids: Initial rows of ids that production did not know: ``oov`` (what production did with them), ``mean`` or ``zero``.
-        new_id_noise: Standard deviation of noise on new rows, as a share of the trained rows' deviation.
+        new_ids: Initial rows of ids that production did not know: ``oov`` (what production did with them), ``neighbours`` (mean of
+            known items with the same features, by traffic), ``mean`` or ``zero``.
+        new_id_noise: Standard deviation of noise on new rows, as a share (0 to 1) of the trained rows' deviation.
+        rename: Glob in production -> name in the challenger, for tensors and for the keys of heads, features and vocabularies
+            (``click: click@feed``). A rule that renames nothing is refused.
+        insert: What added layers start as: ``identity`` or ``stack`` (copies of trained layers; needs `approximate`).
+        insert_at: Stack of layers (``blocks``, ``context.layers``) -> places of the added ones; by default they come last.
+        shrink: Factor on production's matrices outside the tables; needs `approximate` unless 1.
+        perturb: Factor on the fresh initialisation added to them; needs `approximate` unless 0.
+        merge_alpha: Share of the trained weights in what is served; the rest is where the run began (WiSE-FT). Needs
+            `approximate` unless 1.
+        coverage: Family of tensors (tables, trunk, heads, context) -> share of production's elements that must arrive, rows
+            weighted by traffic; otherwise the warm start is refused.
         optimizer: ``carry`` (moments by name and row) or ``reset``.
         retire_after_days: Ids not seen for so long lose their row; 0 keeps all.
-        approximate: Whether an architecture other than production's may start from what both share; the difference is measured.
+        approximate: Whether what cannot keep production's outputs is allowed (another architecture, narrower or fewer layers, the
+            options above); the difference is measured and reported instead.
         replay_share: Share of training targets drawn again from days production has already trained on.
         replay_tables: What replayed targets do to embedding tables, which overfit in a second pass: ``frozen`` (nothing),
             ``decayed`` (train them, and rows decay by `replay_decay` as `optimizer.table_decay` says) or ``train``.
@@ -184,6 +197,13 @@ class WarmStartConfig:
     dry_run: bool = False
     new_ids: str = "oov"
     new_id_noise: float = 0.0
+    rename: dict[str, str] = field(default_factory=dict)
+    insert: str = "identity"
+    insert_at: dict[str, list[int]] = field(default_factory=dict)
+    shrink: float = 1.0
+    perturb: float = 0.0
+    merge_alpha: float = 1.0
+    coverage: dict[str, float] = field(default_factory=lambda: dict(COVERAGE))
     optimizer: str = "carry"
     retire_after_days: int = 0
     approximate: bool = False
@@ -193,7 +213,15 @@ class WarmStartConfig:
 
     def __post_init__(self) -> None:
         choice("warm_start.source", self.source, ("production", "none"))
-        choice("warm_start.new_ids", self.new_ids, ("oov", "mean", "zero"))
+        Rules(
+            new_ids=self.new_ids, noise=self.new_id_noise, rename=self.rename, insert=self.insert, insert_at=self.insert_at,
+            approximate=self.approximate, shrink=self.shrink, perturb=self.perturb, coverage=self.coverage,
+        )
+        if not 0 <= self.merge_alpha <= 1 or (self.merge_alpha < 1 and not self.approximate):
+            raise ConfigError(
+                "a share of the trained weights lies in [0, 1], and one below 1 must be asked for twice", where="warm_start.merge_alpha",
+                got=self.merge_alpha, remedy="add warm_start.approximate=true",
+            )
         choice("warm_start.optimizer", self.optimizer, ("carry", "reset"))
         choice("warm_start.replay_tables", self.replay_tables, ("frozen", "decayed", "train"))
         if not 0 <= self.replay_share < 1:

@@ -13,35 +13,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 import models
 from models.ranker import ActionShape, Ranker, RankerShape
 from trainer import __version__
-from trainer.checkpoint import Bundle, build_ranker, read_bundle, write_bundle
+from trainer.checkpoint import Bundle, read_bundle, write_bundle
 from trainer.config import ModelConfig, RetrainConfig
-from trainer.data import Encoder, ShardStore, plan_batches, take
-from trainer.data.encode import Shard
+from trainer.data import Encoder, ShardStore, plan_batches
 from trainer.data.inputs import freeze_inputs, item_table, merge_vocabulary
 from trainer.data.shards import ShardKey
 from trainer.days import DayPlan
 from trainer.errors import CheckpointError, DataError
+from trainer.fit.begin import Probe, begin, merged, renamed_inputs, renamed_vocabularies
 from trainer.fit.distil import Scorer, Teacher, distilled_only
 from trainer.fit.run import FitResult, fit
 from trainer.fit.task import StepLog
-from trainer.schema.bundle import OPTIMIZER, TRANSFER, TRUNK, BundleManifest
+from trainer.schema.bundle import TRANSFER, BundleManifest
 from trainer.schema.examples import ExamplesManifest, read_partition, read_tail, vocabulary_path
 from trainer.schema.files import write_text
 from trainer.schema.hashing import sha256_json
 from trainer.schema.inputs import InputSpec
 from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.time import add_days, day_end_ms
-from trainer.schema.transfer import TransferPlan
 from trainer.schema.vocabulary import Vocabulary
-from trainer.warm_start import Parity, Side, apply, carry_moments, plan, verify
 
 UNGATED_WEIGHT = 0.2  # an action that the gate does not judge helps the trunk, but must not lead it
-PROBE_UNITS = 64
 
 
 @dataclass(frozen=True)
@@ -99,15 +95,6 @@ def _log_file(out: Path) -> Path:
     return out.parent / f"{out.name}-fit" / "train.json"
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where training begins: a ranker, and moments if they were carried."""
-
-    ranker: Ranker
-    moments: dict[str, dict[str, Tensor]]
-    report: dict[str, Any] | None
-
-
 def train(
     config: RetrainConfig,
     root: Path,
@@ -149,29 +136,30 @@ def train(
     known_until = day_end_ms(days.as_of, config.data.timezone)
     replay_days = days.seen if production and config.warm_start.replay_share > 0 else []
     source = Teacher(config.distill, config.data, inputs, teacher) if config.distill.source != "none" else None
-    store, keys = ShardStore(out.parent / f"{out.name}-shards"), _keys(manifest, [*days.train, *replay_days])
+    store, keys = ShardStore(out.parent / f"{out.name}-shards"), shard_keys(manifest, [*days.train, *replay_days])
     taught = encode_shards(store, root, manifest, keys, encoder, known_until, source)
     torch.manual_seed(config.seed)
-    ranker = models.build(shape_of(model, inputs, vocabularies))
-    start = begin(config, ranker, encoder, production, probe(root, manifest, days, known_until))
+    ranker = models.build(shape_of(model, inputs, vocabularies, production))
+    items = items_of(root, manifest, days, inputs, vocabularies, production)
+    start = begin(config, ranker, encoder, production, probe(root, manifest, days, known_until), items)
     start = replace(start, report=with_teacher(start.report, taught, ranker))
     passes = config.fit.warm_passes if production else config.fit.passes
     batches = plan_batches(
-        _keys(manifest, days.train),
+        shard_keys(manifest, days.train),
         store.lengths,
         batch_targets=config.fit.batch_targets,
         batch_tokens=config.fit.batch_tokens,
         passes=passes,
         seed=config.seed,
         ranks=config.fit.devices if config.fit.device == "ddp" else 1,
-        replay=_keys(manifest, replay_days),
+        replay=shard_keys(manifest, replay_days),
         replay_share=config.warm_start.replay_share if replay_days else 0.0,
     )
     result = fit(
         start.ranker,
         store,
         batches,
-        action_weights={a.name: 1.0 if config.data.actions[a.name].gated else UNGATED_WEIGHT for a in inputs.actions},
+        action_weights=action_weights(config, inputs),
         optimizer=config.optimizer,
         schedule=config.schedule,
         config=config.fit,
@@ -184,7 +172,7 @@ def train(
         logger=logger,
         callbacks=watch(encoder) if watch else (),
     )
-    lengths = [store.lengths(key) for key in _keys(manifest, days.train)]
+    lengths = [store.lengths(key) for key in shard_keys(manifest, days.train)]
     log = TrainLog(
         steps=result.steps,
         annealed=result.annealed,
@@ -204,16 +192,11 @@ def train(
             watermark_ms=watermark(root, manifest, days, production),
         ),
         trunk=result.trunk,
-        serving=result.serving,
+        serving=merged(start, result.serving, config.warm_start, production),
         optimizer=result.optimizer,
         vocabularies=vocabularies,
         transfer=start.report,
-        items=item_table(
-            vocabularies[inputs.item_vocabulary],
-            inputs.item_features,
-            (partition(root, manifest, key)[0] for key in _keys(manifest, days.train)),
-            production.items() if production else None,
-        ),
+        items=items,
     )
     write_text(_log_file(out), json.dumps(as_plain(log)))
     if start.report is not None:
@@ -243,7 +226,7 @@ def encode_shards(
 
 def watermark(root: Path, manifest: ExamplesManifest, days: DayPlan, production: Bundle | None) -> int:
     """Returns the latest event time (ms) among the new targets and those of all ancestors."""
-    times = [read_partition(root, manifest, key.day, key.bucket, ["event_time"]) for key in _keys(manifest, days.train)]
+    times = [read_partition(root, manifest, key.day, key.bucket, ["event_time"]) for key in shard_keys(manifest, days.train)]
     latest = max((pc.max(table["event_time"]).as_py() for table in times), default=0)
     return max(latest, production.manifest.watermark_ms if production else 0)
 
@@ -275,9 +258,10 @@ def plan_only(config: RetrainConfig, root: Path, manifest: ExamplesManifest, day
         )
     inputs, vocabularies = freeze(config, root, manifest, days, production, config.model)
     torch.manual_seed(config.seed)
-    ranker = models.build(shape_of(config.model, inputs, vocabularies))
+    ranker = models.build(shape_of(config.model, inputs, vocabularies, production))
     known_until = day_end_ms(days.as_of, config.data.timezone)
-    start = begin(config, ranker, Encoder(inputs, vocabularies), production, probe(root, manifest, days, known_until))
+    items = items_of(root, manifest, days, inputs, vocabularies, production)
+    start = begin(config, ranker, Encoder(inputs, vocabularies), production, probe(root, manifest, days, known_until), items)
     return start.report or {}
 
 
@@ -291,7 +275,7 @@ def freeze(
     """
 
     def training() -> Iterator[pa.Table]:
-        for key in _keys(manifest, days.train):
+        for key in shard_keys(manifest, days.train):
             yield partition(root, manifest, key)[0]
 
     tables = list(training())
@@ -302,66 +286,19 @@ def freeze(
             remedy="production has already seen every earlier day; wait for the next one",
         )
     weights = value_weights(config)
-    parent = production.manifest.inputs if production else None
+    known, rename = {*manifest.numeric, *manifest.categorical, *config.data.actions}, config.warm_start.rename
+    parent = renamed_inputs(production.manifest.inputs, known, rename) if production else None
     inputs = freeze_inputs(config.data, manifest, weights, tables, user_id=model.user_id, parent=parent)
     inputs = replace(inputs, max_history=model.max_history)
     retire = config.warm_start.retire_after_days
     before = add_days(days.train[-1], -retire) if retire and production else None
+    former = renamed_vocabularies(production.vocabularies, inputs.vocabularies, rename) if production else {}
     vocabularies = {}
     for name in inputs.vocabularies:
         fresh = Vocabulary.read(vocabulary_path(root, name))
-        old = production.vocabularies.get(name) if production else None
+        old = former.get(name)
         vocabularies[name] = merge_vocabulary(old, fresh, before)
     return inputs, vocabularies
-
-
-def begin(
-    config: RetrainConfig, ranker: Ranker, encoder: Encoder, production: Bundle | None, probes: list[tuple[pa.Table, pa.Table, int]]
-) -> Start:
-    """Gives a freshly initialised ranker its starting weights: production's, carried over and verified, or its own."""
-    if production is None:
-        return Start(ranker, {}, None)
-    architecture = production.manifest.shape["architecture"]
-    if architecture != ranker.shape.architecture and not config.warm_start.approximate:
-        raise CheckpointError(
-            "production has another architecture: its trunk cannot be carried over exactly",
-            where="model.name",
-            got=ranker.shape.architecture,
-            expected=architecture,
-            remedy="warm_start=none distill=production learns from its scores; warm_start.approximate=true keeps tables and context",
-        )
-    parent = build_ranker(production, TRUNK)
-    source = Side.of(parent, production.vocabularies, production.sha256)
-    target = Side.of(ranker, encoder.vocabularies)
-    transfer = plan(source, target, config.warm_start.new_ids)
-    weights = apply(
-        transfer, source, target, production.tensors(TRUNK), ranker.state_dict(), noise=config.warm_start.new_id_noise, seed=config.seed
-    )
-    ranker.load_state_dict(weights)
-    exact = transfer.exact and config.warm_start.new_id_noise == 0
-    pairs = _probe_batches(Encoder(production.manifest.inputs, production.vocabularies), encoder, probes)
-    parity = verify(parent.eval(), ranker.eval(), pairs, exact)
-    ranker.train()
-    carry = config.warm_start.optimizer == "carry"
-    moments = carry_moments(transfer, source, target, production.tensors(OPTIMIZER)) if carry else {}
-    return Start(ranker, moments, transfer_report(transfer, parity, source, target))
-
-
-def transfer_report(transfer: TransferPlan, parity: Parity, source: Side, target: Side) -> dict[str, Any]:
-    """Returns the report of a warm start: totals, rows by vocabulary, measured parity, and every tensor's fate."""
-    vocabularies = {}
-    for name, new in target.vocabularies.items():
-        old = source.vocabularies.get(name)
-        move = next((m for fate in transfer.fates for m in fate.moves if m.axis == f"vocab:{name}"), None)
-        kept = len(new.keys) if move is None else move.kept - 2
-        vocabularies[name] = {
-            "kept": kept if old is not None else 0, "new": len(new.keys) - (kept if old is not None else 0),
-            "dropped": move.dropped if move else 0, "traffic_kept": move.coverage if move else 1.0,
-        }  # fmt: skip
-    return {
-        "exact": transfer.exact, "source": transfer.source, "elements": transfer.elements, "vocabularies": vocabularies,
-        "parity": as_plain(parity), "fates": as_plain(transfer.fates),
-    }  # fmt: skip
 
 
 def describe(
@@ -393,8 +330,15 @@ def describe(
     )
 
 
-def shape_of(model: ModelConfig, inputs: InputSpec, vocabularies: dict[str, Vocabulary]) -> RankerShape:
-    """Returns the ranker's shape for a configuration and its frozen inputs."""
+def shape_of(model: ModelConfig, inputs: InputSpec, vocabularies: dict[str, Vocabulary], production: Bundle | None = None) -> RankerShape:
+    """Returns the ranker's shape for a configuration and its frozen inputs.
+
+    A warm start keeps production's norms: at another width RMSNorm has the same function only if eps x dim stays.
+    """
+    values = model.shape_values()
+    if production is not None:
+        old = production.shape
+        values["norm_eps"] = old.norm_eps if old.norm == "layer" else old.norm_eps * old.dim / model.dim
     return RankerShape(
         architecture=model.name,
         actions=tuple(ActionShape(name=a.name, kind=a.kind, base_rate=a.base_rate) for a in inputs.actions),
@@ -405,8 +349,21 @@ def shape_of(model: ModelConfig, inputs: InputSpec, vocabularies: dict[str, Voca
         token_features=inputs.token_features,
         categorical=inputs.categorical,
         numeric=tuple(entry.name for entry in inputs.numeric),
-        **model.shape_values(),
+        **values,
     )
+
+
+def items_of(
+    root: Path, manifest: ExamplesManifest, days: DayPlan, inputs: InputSpec, vocabularies: dict[str, Vocabulary], production: Bundle | None
+) -> pa.Table:
+    """Lists the challenger's items with their features (`trainer.data.inputs.item_table`)."""
+    tables = (partition(root, manifest, key)[0] for key in shard_keys(manifest, days.train))
+    return item_table(vocabularies[inputs.item_vocabulary], inputs.item_features, tables, production.items() if production else None)
+
+
+def action_weights(config: RetrainConfig, inputs: InputSpec) -> dict[str, float]:
+    """Returns action -> weight of its loss."""
+    return {a.name: 1.0 if config.data.actions[a.name].gated else UNGATED_WEIGHT for a in inputs.actions}
 
 
 def value_weights(config: RetrainConfig) -> dict[str, float]:
@@ -421,19 +378,13 @@ def partition(root: Path, manifest: ExamplesManifest, key: ShardKey) -> tuple[pa
     return read_partition(root, manifest, key.day, key.bucket), read_tail(root, manifest, key.day, key.bucket)
 
 
-def probe(root: Path, manifest: ExamplesManifest, days: DayPlan, known_until: int) -> list[tuple[pa.Table, pa.Table, int]]:
+def probe(root: Path, manifest: ExamplesManifest, days: DayPlan, known_until: int) -> list[Probe]:
     """Reads the rows on which a warm start is verified: one bucket of the newest training day."""
-    keys = _keys(manifest, days.train[-1:])[:1]
+    keys = shard_keys(manifest, days.train[-1:])[:1]
     return [(*partition(root, manifest, key), known_until) for key in keys]
 
 
-def _probe_batches(old: Encoder, new: Encoder, probes: list[tuple[pa.Table, pa.Table, int]]) -> list[tuple[Any, Any]]:
-    def head(shard: Shard) -> Any:
-        return take(shard, np.arange(min(PROBE_UNITS, shard.units)))
-
-    return [(head(old.encode(*rows)), head(new.encode(*rows))) for rows in probes]
-
-
-def _keys(manifest: ExamplesManifest, days: list[str]) -> list[ShardKey]:
+def shard_keys(manifest: ExamplesManifest, days: list[str]) -> list[ShardKey]:
+    """Returns the partitions of some days that hold a row, in order."""
     wanted = set(days)
     return sorted(ShardKey(record.day, record.bucket) for record in manifest.partitions if record.day in wanted and record.rows)

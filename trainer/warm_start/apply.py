@@ -1,25 +1,47 @@
-"""Carries out a transfer plan on weights and on optimizer moments, tensor by tensor."""
+"""Carries out a transfer plan on weights, tensor by tensor, a block of rows at a time."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.schema.transfer import AxisMove, TensorFate, TransferPlan
-from trainer.schema.vocabulary import OOV_ROW
-from trainer.warm_start.plan import Side, axis_index, is_keyed, refused, writes_residual
+from trainer.schema.transfer import TensorFate, TransferPlan
+from trainer.schema.vocabulary import PAD_ROW
+from trainer.warm_start.places import Place
+from trainer.warm_start.plan import pair, refused, starts_zero
+from trainer.warm_start.rows import BLOCK_ROWS, Read, mean_row, new_rows
+from trainer.warm_start.side import Side
+
+
+class Rows(Protocol):
+    """Tensors whose rows can be read without holding the whole: a folder of shards, or tensors in memory."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def take(self, name: str, index: np.ndarray) -> Tensor:
+        """Returns rows (entries of the first dimension) of a tensor by int64 index."""
+
+
+class InMemory:
+    """Tensors in memory as `Rows`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def take(self, name: str, index: np.ndarray) -> Tensor:
+        """Returns rows of a tensor."""
+        return self.tensors[name][torch.from_numpy(index)]
 
 
 def apply(
-    transfer: TransferPlan,
-    source: Side,
-    target: Side,
-    weights: dict[str, Tensor],
-    initial: dict[str, Tensor],
-    *,
-    noise: float = 0.0,
-    seed: int = 0,
+    transfer: TransferPlan, source: Side, target: Side, weights: Mapping[str, Tensor], initial: Mapping[str, Tensor], *, seed: int = 0
 ) -> dict[str, Tensor]:
     """Builds the challenger's weights.
 
@@ -29,105 +51,148 @@ def apply(
         target: The challenger's side of it.
         weights: Production's tensors.
         initial: The challenger's freshly initialised tensors; new entries come from here unless the plan fills them.
-        noise: Noise on the rows of new ids, as a share of the trained rows' standard deviation.
-        seed: Seed of the noise.
+        seed: Seed of the noise on new rows.
 
     Returns:
         Tensor -> value, for every tensor of the challenger.
 
     Raises:
-        CheckpointError: If the plan refuses a tensor.
+        CheckpointError: If the plan refuses a tensor, or too little of production arrives.
     """
     refused(transfer)
-    generator = torch.Generator().manual_seed(seed)
+    old = InMemory(_folded(transfer, source, weights))
     result: dict[str, Tensor] = {}
     for fate in transfer.fates:
-        if fate.target is None:
-            continue
-        fresh = initial[fate.target].clone()
-        if fate.source is None:
-            zero = writes_residual(target.axes[fate.target]) if fate.fate == "inserted as identity" else bool(fate.moves)
-            result[fate.target] = fresh.zero_() if zero else fresh
-        else:
-            result[fate.target] = _carried(fate, source, target, weights[fate.source].to(fresh.dtype), fresh, noise, generator)
+        if fate.target is not None:
+            fresh = initial[fate.target]
+            blocks = tensor_blocks(fate, transfer, source, target, old, fresh.__getitem__, len(fresh), seed)
+            result[fate.target] = next((values for _, values in blocks), fresh.clone())
     return result
 
 
-def _carried(fate: TensorFate, source: Side, target: Side, old: Tensor, fresh: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Moves one tensor: the block of kept entries is copied, new entries are filled axis by axis."""
-    axes = target.axes[fate.target or ""]
-    moves = {move.axis: move for move in fate.moves}
-    positions = [_position(axis, moves.get(axis), source, target, size) for axis, size in zip(axes, fresh.shape, strict=True)]
-    for dimension, (axis, (kept, _)) in enumerate(zip(axes, positions, strict=True)):
-        move = moves.get(axis)
-        if move is not None and move.fill == "zero":
-            fresh.index_fill_(dimension, torch.from_numpy(np.setdiff1d(np.arange(fresh.shape[dimension]), kept)), 0.0)
-    target_index = np.ix_(*(kept for kept, _ in positions))
-    source_index = np.ix_(*(origin for _, origin in positions))
-    fresh[tuple(map(torch.from_numpy, target_index))] = old[tuple(map(torch.from_numpy, source_index))]
-    move = moves.get(axes[0]) if axes else None
-    if move is not None and axes[0].startswith("vocab:") and move.new:
-        _fill_rows(fresh, positions[0][0], move, noise, generator)
-    return fresh
-
-
-def _position(axis: str, move: AxisMove | None, source: Side, target: Side, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the kept entries of an axis in the target and where they come from in the source."""
-    if move is None:
-        return np.arange(size), np.arange(size)
-    if not is_keyed(axis):
-        return np.arange(move.kept), np.arange(move.kept)
-    index, _ = axis_index(axis, source, target)
-    kept = np.flatnonzero(index >= 0)
-    return kept, index[kept]
-
-
-def _fill_rows(table: Tensor, kept: np.ndarray, move: AxisMove, noise: float, generator: torch.Generator) -> None:
-    """Fills the rows of new ids: with the OOV row (what production did with them), the mean of trained rows, or zero."""
-    new = torch.from_numpy(np.setdiff1d(np.arange(len(table)), kept))
-    trained = table[torch.from_numpy(kept[kept > OOV_ROW])]
-    if move.fill == "oov":
-        table[new] = table[OOV_ROW].clone()
-    elif move.fill == "mean" and len(trained):
-        table[new] = trained.mean(0)
-    if noise > 0 and len(trained) > 1:
-        table[new] += torch.randn(len(new), *table.shape[1:], generator=generator) * (noise * float(trained.std()))
-
-
-def carry_moments(transfer: TransferPlan, source: Side, target: Side, moments: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Carries Adam's moments by parameter name and row.
-
-    New entries start with a first moment of zero and the mean second moment of the old ones: zeros under a large carried
-    step would let them move 3 to 6.6 times as far as an old row (reference/warm-start.md, section 5).
+def tensor_blocks(
+    fate: TensorFate, transfer: TransferPlan, source: Side, target: Side, old: Rows,
+    initial: Callable[[slice], Tensor], block_rows: int, seed: int = 0,
+) -> Iterator[tuple[slice, Tensor]]:  # fmt: skip
+    """Builds one tensor of the challenger, some rows at a time, so that no table need be held.
 
     Args:
-        transfer: The plan that moved the weights.
+        fate: Its fate.
+        transfer: The plan.
         source: Production's side.
         target: The challenger's side.
-        moments: ``<parameter>/exp_avg``, ``/exp_avg_sq``, ``/step``.
+        old: Production's tensors.
+        initial: Reads rows of the freshly initialised tensor.
+        block_rows: Rows of a block.
+        seed: Seed of the noise on new rows.
+
+    Yields:
+        (rows, their values), in order; nothing for a tensor without rows.
+    """
+    rules, size = transfer.rules, target.shapes[fate.target or ""][0]
+    blocks = [slice(start, min(start + block_rows, size)) for start in range(0, size, max(block_rows, 1))]
+    origin = fate.source or fate.copy_of
+    if origin is None:
+        for rows in blocks:
+            fresh = initial(rows)
+            yield rows, _blended(fate, transfer, target, torch.zeros_like(fresh) if starts_zero(fate, target) else fresh.clone(), fresh)
+        return
+
+    def read(index: np.ndarray) -> Tensor:
+        return old.take(origin, index)
+
+    both = pair(fate, source, target, rules)
+    places = both.places()
+    added = None
+    if both.axes[0].startswith("vocab:") and rules.new_ids != "zero" and bool((places[0].index < 0).any()):
+        added = new_rows(both, places[0].index, read, rules.noise, seed)
+    factors = [place.weight for place in places]
+    for rows in blocks:
+        fresh = initial(rows)
+        warm = moved(places, read, fresh.clone(), rows.start, rows.stop, factors, added)
+        yield rows, _blended(fate, transfer, target, warm, fresh)
+
+
+def moved(
+    places: Sequence[Place],
+    read: Read,
+    out: Tensor,
+    start: int,
+    stop: int,
+    factors: Sequence[np.ndarray | None],
+    added: Tensor | None = None,
+) -> Tensor:
+    """Fills rows [start, stop) of a tensor from production's.
+
+    Args:
+        places: One place a dimension.
+        read: Reads production's rows.
+        out: The rows, holding what new entries start as; overwritten.
+        start: First row.
+        stop: Row behind the last.
+        factors: Factor on entries of each dimension; None for 1.
+        added: float64 [new rows, width of production], rows of new ids in row order; None leaves them as `out` has them.
 
     Returns:
-        Parameter -> {exp_avg, exp_avg_sq, step} for every parameter that production had; the others start without state.
+        `out`.
     """
-    carried: dict[str, dict[str, Tensor]] = {}
+    for dimension, place in enumerate(places):
+        zero = place.zero[start:stop] if dimension == 0 else place.zero
+        if zero.any():
+            out.index_fill_(dimension, torch.from_numpy(np.flatnonzero(zero)), 0.0)
+    index = places[0].index[start:stop]
+    kept = np.flatnonzero(index >= 0)
+    kept = kept[np.argsort(index[kept], kind="stable")]  # ascending: a disk then reads forward
+    for first in range(0, len(kept), BLOCK_ROWS):
+        rows = kept[first : first + BLOCK_ROWS]
+        factor = None if factors[0] is None else factors[0][start:stop][rows]
+        _write(out, rows, read(index[rows]), places[1:], [factor, *factors[1:]])
+    if added is not None and (index < 0).any():
+        earlier = int((places[0].index[:start] < 0).sum())
+        rows = np.flatnonzero(index < 0)
+        _write(out, rows, added[earlier : earlier + len(rows)], places[1:], [None, *factors[1:]])
+    return out
+
+
+def _write(out: Tensor, rows: np.ndarray, values: Tensor, places: Sequence[Place], factors: Sequence[np.ndarray | None]) -> None:
+    """Writes some rows: columns are taken, scaled in float64 where they are, and put into their places."""
+    target = [rows]
+    for dimension, place in enumerate(places, start=1):
+        kept = np.flatnonzero(place.index >= 0)
+        if place.moves:
+            values = values.index_select(dimension, torch.from_numpy(place.index[kept]))
+        target.append(kept)
+    for dimension, factor in enumerate(factors):
+        if factor is not None:
+            shape = [-1 if other == dimension else 1 for other in range(values.ndim)]
+            values = values.double() * torch.from_numpy(factor[target[dimension]] if dimension else factor).view(shape)
+    whole = all(len(entries) == out.shape[dimension] for dimension, entries in enumerate(target[1:], start=1))
+    index = (torch.from_numpy(rows),) if whole else tuple(map(torch.from_numpy, np.ix_(*target)))
+    out[index] = values.to(out.dtype)
+
+
+def _folded(transfer: TransferPlan, source: Side, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adds the mean rows of removed features' tables to what every input meets instead."""
+    result = dict(weights)
     for fate in transfer.fates:
-        if fate.target is None or fate.source is None or f"{fate.source}/exp_avg" not in moments:
-            continue
-        state = {"step": moments[f"{fate.source}/step"].clone()}
-        for key in ("exp_avg", "exp_avg_sq"):
-            old = moments[f"{fate.source}/{key}"]
-            fill = float(old.mean()) if key == "exp_avg_sq" else 0.0
-            state[key] = _moved(fate, source, target, old, fill)
-        carried[fate.target] = state
-    return carried
-
-
-def _moved(fate: TensorFate, source: Side, target: Side, old: Tensor, fill: float) -> Tensor:
-    axes = target.axes[fate.target or ""]
-    moves = {move.axis: move for move in fate.moves}
-    result = torch.full(tuple(fate.shape), fill, dtype=old.dtype)
-    positions = [_position(axis, moves.get(axis), source, target, size) for axis, size in zip(axes, fate.shape, strict=True)]
-    target_index = tuple(map(torch.from_numpy, np.ix_(*(kept for kept, _ in positions))))
-    source_index = tuple(map(torch.from_numpy, np.ix_(*(origin for _, origin in positions))))
-    result[target_index] = old[source_index]
+        for signed in fate.folds:
+            table, sign = signed.removeprefix("-"), -1.0 if signed.startswith("-") else 1.0
+            mean = mean_row(weights[table], source.vocabularies[source.axes[table][0].removeprefix("vocab:")])
+            tensor = result[str(fate.source)]
+            tensor = (tensor.double() + sign * mean).to(tensor.dtype)
+            if source.axes[str(fate.source)][0].startswith("vocab:"):
+                tensor[PAD_ROW] = 0
+            result[str(fate.source)] = tensor
     return result
+
+
+def _blended(fate: TensorFate, transfer: TransferPlan, target: Side, warm: Tensor, fresh: Tensor) -> Tensor:
+    """Shrinks and perturbs a matrix (Ash & Adams 2020): tables, norms, biases and other vectors stay as they are."""
+    rules = transfer.rules
+    axes = target.axes[fate.target or ""]
+    if (rules.shrink, rules.perturb) == (1.0, 0.0) or len(axes) < 2 or axes[0] not in MIXED:
+        return warm
+    return warm * rules.shrink + fresh * rules.perturb
+
+
+MIXED = ("dim", "vector", "context", "ffn", "context_ffn", "head", "output")  # what a matrix produces; tables select instead

@@ -1,210 +1,292 @@
-"""The transfer plan: what happens to every tensor of both sides. Pure: reads names, shapes, axes and keys, never weights.
-
-Keyed axes (ids, features, actions) are matched by key, never by position. Two kinds of width may grow, and stay exact by one
-rule: entries that a weight *produces* on a grown axis are free (they start as the challenger initialised them), entries that
-a weight *consumes* from it are zero, so what the new units compute reaches nothing until training moves it. Exactly one
-factor of each product is zero: both zero would be dead for ever (reference: Gesmundo & Maile, arXiv 2308.06103, section 3).
-"""
+"""The transfer plan: what happens to every tensor of both sides. Pure: reads names, shapes, axes and keys, never weights."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from trainer.errors import CheckpointError
-from trainer.schema.transfer import AxisMove, TensorFate, TransferPlan
-from trainer.schema.vocabulary import RESERVED_ROWS, Vocabulary
+from trainer.schema.transfer import FAMILIES, Rules, TensorFate, TransferPlan
+from trainer.warm_start.names import Origins, Renames, layer_of, origins
+from trainer.warm_start.places import KEYED, STREAMS, Pair, Place, is_keyed
+from trainer.warm_start.side import Side
 
-GROWING = ("ffn", "head", "heads", "context_ffn")  # inner widths: produced by one weight, consumed by another
-TRUNK_BLOCKS = ("blocks.", "rotary.")
-_BLOCK = re.compile(r"^(.*\b(?:blocks|layers))\.(\d+)\.")
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of a transfer as the planner sees it.
-
-    Attributes:
-        shapes: Tensor -> shape.
-        axes: Tensor -> meaning of each dimension.
-        keys: Keyed axis without a vocabulary (``numeric``, ``output``, ``history_action``) -> its keys in order.
-        vocabularies: Vocabulary name -> ids and traffic.
-        architecture: Name of the architecture; blocks of different ones share names but no meaning.
-        head_dim: Width of a head: added heads are appended, a wider head would have its new entries inside each head.
-        sha256: Hash of the bundle, empty for a ranker that is not a bundle yet.
-    """
-
-    shapes: Mapping[str, Sequence[int]]
-    axes: Mapping[str, Sequence[str]]
-    keys: Mapping[str, Sequence[str]]
-    vocabularies: Mapping[str, Vocabulary]
-    architecture: str
-    head_dim: int
-    sha256: str = ""
-
-    @classmethod
-    def of(cls, ranker: Any, vocabularies: Mapping[str, Vocabulary], sha256: str = "") -> Side:
-        """Describes a ranker (`models.ranker.Ranker`)."""
-        shape = ranker.shape
-        return cls(
-            shapes={name: tuple(tensor.shape) for name, tensor in ranker.state_dict().items()},
-            axes=ranker.axes(),
-            keys={"numeric": shape.numeric, "output": shape.outputs, "history_action": shape.history_actions},
-            vocabularies=vocabularies,
-            architecture=shape.architecture,
-            head_dim=shape.head_dim,
-            sha256=sha256,
-        )
+BLOCKS = ("blocks.", "rotary.")  # what two architectures may both have, and mean something else by
+_FOLDED = {  # table of a removed feature -> what every input meets instead, and what must not
+    "context.categorical.": (("context.gap", 1),),
+    "embedding.item_features.": (("embedding.item.weight", 1),),
+    "embedding.token_features.": (("embedding.gap", 1), ("embedding.bos", -1)),
+}
 
 
-def plan(source: Side, target: Side, new_ids: str = "oov") -> TransferPlan:
+def plan(source: Side, target: Side, rules: Rules | None = None) -> TransferPlan:
     """Plans the transfer.
 
     Args:
         source: Production.
         target: The challenger, freshly initialised.
-        new_ids: What the rows of new ids hold: ``oov``, ``mean`` or ``zero``.
+        rules: What a person decides; by default new ids start as OOV and nothing inexact is allowed.
 
     Returns:
-        One fate a tensor; `refused` ones are listed, and `apply` will not run such a plan.
+        Exactly one fate a tensor of either side. What cannot keep production's outputs is `refused`, with the reason;
+        `apply` will not run such a plan.
+
+    Raises:
+        ConfigError: If a rename rule is unused or makes two tensors one, or a place of an added layer is impossible.
+        CheckpointError: If a tensor does not have the size of its keys.
     """
-    fates = [_fate(name, source, target, new_ids) for name in target.shapes]
+    rules = rules or Rules()
+    renames = Renames(rules.rename)
+    found = origins(source, target, renames, rules.insert_at)
+    fates = [_fate(name, source, target, found, renames, rules) for name in target.shapes]
     used = {fate.source for fate in fates}
-    fates += [
-        TensorFate(target=None, source=name, fate="dropped", shape=list(shape), reason="the challenger has no such tensor")
-        for name, shape in source.shapes.items()
-        if name not in used
-    ]
-    elements: dict[str, int] = {}
-    for fate in fates:
-        elements[fate.fate] = elements.get(fate.fate, 0) + int(np.prod(fate.shape))
-    inexact = any(fate.fate in ("dropped", "refused") for fate in fates) or new_ids != "oov"
-    lost = any(move.dropped for fate in fates for move in fate.moves)
-    return TransferPlan(source=source.sha256, fates=fates, elements=elements, exact=not (inexact or lost))
+    fates += [_left(name, found.left.get(name, ""), source, target, rules) for name in source.shapes if name not in used]
+    renames.refuse_unused()
+    fates = list(_folded(fates))
+    inexact = list(dict.fromkeys(_inexact(fates, source, target, rules)))
+    return TransferPlan(
+        source=source.sha256,
+        rules=rules,
+        fates=fates,
+        elements=_elements(fates, [fate.shape for fate in fates]),
+        source_elements=_elements(*zip(*((fate, source.shapes[fate.source]) for fate in fates if fate.source), strict=True)),
+        coverage=_coverage(fates, source),
+        exact=not inexact,
+        inexact=inexact,
+    )
 
 
-def _fate(name: str, source: Side, target: Side, new_ids: str) -> TensorFate:
-    shape = list(target.shapes[name])
-    axes = target.axes[name]
-    if source.architecture != target.architecture and name.startswith(TRUNK_BLOCKS):
-        return TensorFate(
-            target=name, source=None, fate="initialised", shape=shape, reason=f"blocks of {source.architecture} mean something else"
-        )
-    if name not in source.shapes:
-        return _fresh(name, shape, axes, source)
-    if tuple(source.axes[name]) != tuple(axes):
-        return TensorFate(
-            target=name,
-            source=name,
-            fate="refused",
-            shape=shape,
-            reason=f"its dimensions mean {', '.join(axes)}, in production {', '.join(source.axes[name])}",
-        )
-    moves: list[AxisMove] = []
-    for dimension, axis in enumerate(axes):
-        move = _move(axis, dimension, name, source, target, new_ids)
-        if isinstance(move, str):
-            return TensorFate(target=name, source=name, fate="refused", shape=shape, reason=move)
-        if move is not None:
-            moves.append(move)
-    keyed = [move for move in moves if is_keyed(move.axis)]
-    fate = "copied" if not moves else "row-remapped" if len(keyed) == len(moves) else "grown"
-    return TensorFate(target=name, source=name, fate=fate, shape=shape, moves=moves)
-
-
-def _fresh(name: str, shape: list[int], axes: Sequence[str], source: Side) -> TensorFate:
-    """A tensor that production does not have: part of a new block, a new feature's table, or something else new."""
-    block = _BLOCK.match(name)
-    if block:
-        siblings = {int(m.group(2)) for m in map(_BLOCK.match, source.shapes) if m and m.group(1) == block.group(1)}
-        if siblings and int(block.group(2)) > max(siblings):
-            zero = writes_residual(axes)
-            reason = "output of a new block: zero, so the block adds nothing yet" if zero else "inner part of a new block"
-            return TensorFate(target=name, source=None, fate="inserted as identity", shape=shape, reason=reason)
-    if axes and axes[0].startswith("vocab:"):
-        return TensorFate(
-            target=name,
-            source=None,
-            fate="initialised",
-            shape=shape,
-            moves=[_zero(axes[0], shape[0])],
-            reason="table of a new feature: zero, so old outputs stay",
-        )
-    return TensorFate(target=name, source=None, fate="initialised", shape=shape, reason="production has no such tensor")
-
-
-def _zero(axis: str, size: int) -> AxisMove:
-    return AxisMove(axis=axis, kept=0, new=size, dropped=0, fill="zero")
-
-
-def writes_residual(axes: Sequence[str]) -> bool:
-    """Tells whether a weight of a block writes into the residual stream: [width, inner] with an inner width as input."""
-    return len(axes) == 2 and axes[0] in ("dim", "context") and axes[1] in GROWING
-
-
-def is_keyed(axis: str) -> bool:
-    """Tells whether entries of an axis have keys."""
-    return axis.startswith("vocab:") or axis in ("numeric", "output", "history_action")
-
-
-def _move(axis: str, dimension: int, name: str, source: Side, target: Side, new_ids: str) -> AxisMove | str | None:
-    """Returns how an axis moves, None if it does not, or the reason why it cannot."""
-    before, after = source.shapes[name][dimension], target.shapes[name][dimension]
-    if is_keyed(axis):
-        index, traffic = axis_index(axis, source, target)
-        if len(index) != after:
-            raise CheckpointError("a tensor does not fit its axis", where=name, got=after, expected=f"{len(index)} entries of {axis}")
-        kept = int((index >= 0).sum())
-        if kept == before == after and np.array_equal(index, np.arange(after)):
-            return None
-        mask = np.zeros(before, bool)
-        mask[index[index >= 0]] = True
-        total = traffic.sum()
-        coverage = float(traffic[mask].sum() / total) if total > 0 else 1.0
-        fill = new_ids if axis.startswith("vocab:") else "init" if axis == "output" else "zero"
-        return AxisMove(axis=axis, kept=kept, new=after - kept, dropped=before - kept, coverage=coverage, fill=fill)
-    if before == after:
-        return None
-    same_heads = axis != "head" or source.head_dim == target.head_dim
-    if axis in GROWING and after > before and same_heads:
-        return AxisMove(axis=axis, kept=before, new=after - before, dropped=0, fill="init" if dimension == 0 or axis == "heads" else "zero")
-    verb = "shrink" if after < before else "grow"
-    return f"cannot {verb} {axis} from {before} to {after} and keep the function; keep model.{axis} or start with warm_start=none"
-
-
-def axis_index(axis: str, source: Side, target: Side) -> tuple[np.ndarray, np.ndarray]:
-    """Maps the entries of a keyed axis.
-
-    Returns:
-        int64 [target entries]: source entry of the same key, -1 for a new key; and float64 [source entries]: traffic.
-    """
-    if axis.startswith("vocab:"):
-        old, new = source.vocabularies[axis[6:]], target.vocabularies[axis[6:]]
-        found = np.asarray(pc.fill_null(pc.index_in(new.keys.cast(old.keys.type), value_set=old.keys), -1), np.int64)
-        index = np.concatenate([np.arange(RESERVED_ROWS), np.where(found >= 0, found + RESERVED_ROWS, -1)])
-        return index, np.concatenate([np.zeros(RESERVED_ROWS), old.count_V.astype(np.float64)])
-    found = pc.index_in(pa.array(list(target.keys[axis]), pa.string()), value_set=pa.array(list(source.keys[axis]), pa.string()))
-    return np.asarray(pc.fill_null(found, -1), np.int64), np.ones(len(source.keys[axis]))
+def pair(fate: TensorFate, source: Side, target: Side, rules: Rules) -> Pair:
+    """Returns both sides of a fate's tensor: what `apply` and `carry_moments` take the places of entries from."""
+    return Pair(source, target, fate.source or fate.copy_of or "", fate.target or "", Renames(rules.rename), rules.new_ids)
 
 
 def refused(transfer: TransferPlan) -> None:
-    """Raises if a plan refuses a tensor.
+    """Raises if a plan refuses a tensor, or too little of production arrives.
 
     Raises:
-        CheckpointError: Naming the first refused tensor and why.
+        CheckpointError: Naming the first refused tensor and why, or the family of tensors that falls short.
     """
-    for fate in transfer.fates:
-        if fate.fate == "refused":
-            count = sum(other.fate == "refused" for other in transfer.fates)
+    wrong = [fate for fate in transfer.fates if fate.fate == "refused"]
+    if wrong:
+        count = f"{len(wrong)} tensor{'s' * (len(wrong) > 1)}"
+        raise CheckpointError(
+            f"the warm start is refused: {count} cannot be carried over",
+            where=wrong[0].target or wrong[0].source,
+            got=wrong[0].reason,
+            remedy="change the model so that it extends production's, allow a measured difference with warm_start.approximate=true, "
+            "learn from production's scores with distill=production, or start with warm_start=none",
+        )
+    for family, got in transfer.coverage.items():
+        wanted = transfer.rules.coverage.get(family, 0.0)
+        if got < wanted and not transfer.rules.approximate:
             raise CheckpointError(
-                f"the warm start is refused: {count} tensor{'s' * (count > 1)} cannot be carried over",
-                where=fate.target,
-                got=fate.reason,
-                remedy="change the model so that it extends production's, or start with warm_start=none",
+                f"the warm start is refused: too little of production's {family} arrives",
+                where=f"family {family}: {_lost(transfer, family)}",
+                got=f"{got:.4f} of its elements, rows weighted by traffic",
+                expected=f"at least {wanted:g} (warm_start.coverage.{family})",
+                remedy="name what was renamed in warm_start.rename, lower the threshold if the loss is meant, or set "
+                "warm_start.approximate=true",
             )
+
+
+def _lost(transfer: TransferPlan, family: str) -> str:
+    names = [fate.source for fate in transfer.fates if fate.family == family and fate.source and fate.carried < 1]
+    return ", ".join(map(str, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _fate(name: str, source: Side, target: Side, found: Origins, renames: Renames, rules: Rules) -> TensorFate:
+    blank = TensorFate(
+        target=name, source=None, fate="initialised", shape=list(target.shapes[name]), family=family(name, target.axes[name])
+    )
+    origin = found.source.get(name)
+    other = source.architecture != target.architecture and name.startswith(BLOCKS)
+    if other:
+        reason = f"blocks of {source.architecture} mean something else"
+        return replace(blank, reason=reason) if rules.approximate else replace(blank, fate="refused", source=origin, reason=reason)
+    stacked = rules.insert == "stack" and name in found.inserted and name in found.template
+    like = origin or found.template.get(name, "")
+    if origin is None and not stacked:
+        return _fresh(blank, source, target, found, rules)
+    both = Pair(source, target, like, name, renames, rules.new_ids)
+    why = _mismatch(both, found) or both.refusal()
+    if why and not rules.approximate:
+        return replace(blank, source=origin, fate="refused", reason=why)
+    if not _same_axes(both):
+        return replace(blank, reason=f"fresh: {why}")
+    return _carried(blank, both, stacked, why or "")
+
+
+def _carried(blank: TensorFate, both: Pair, stacked: bool, reason: str) -> TensorFate:
+    """A tensor that takes entries from production: one dimension at a time."""
+    places = both.places()
+    axes = both.axes
+    moves = [place.move(axis) for axis, place in zip(axes, places, strict=True) if place.moves]
+    dtypes = (both.source.dtypes[both.old], both.target.dtypes[both.new])
+    if moves and any(not is_keyed(move.axis) and move.dropped for move in moves):
+        fate = "shrunk"
+    elif any(not is_keyed(move.axis) for move in moves):
+        fate = "grown"
+    elif moves:
+        fate = "row-remapped"
+    else:
+        fate = "renamed" if both.old != both.new and not stacked else "cast" if dtypes[0] != dtypes[1] else "copied"
+    return replace(
+        blank,
+        source=None if stacked else both.old,
+        copy_of=both.old if stacked else None,
+        fate=fate,
+        moves=moves,
+        dtype="" if dtypes[0] == dtypes[1] else f"{dtypes[0]} -> {dtypes[1]}",
+        reason=f"a second copy of {both.old}" if stacked else reason,
+        carried=0.0 if stacked else float(np.prod([_arrives(axis, place) for axis, place in zip(axes, places, strict=True)])),
+    )
+
+
+def _arrives(axis: str, place: Place) -> float:
+    if axis.startswith("vocab:"):
+        return place.coverage
+    return len(np.unique(place.index[place.index >= 0])) / place.size if place.size else 1.0
+
+
+def _mismatch(both: Pair, found: Origins) -> str | None:
+    """Returns why the tensor's function differs although its shape may not, or None."""
+    source, target = both.source, both.target
+    if not _same_axes(both):
+        return f"its dimensions mean {', '.join(both.axes)}, in production {', '.join(source.axes[both.old])}"
+    if not source.dtypes[both.old].startswith(("float", "bfloat")) and source.dtypes[both.old] != target.dtypes[both.new]:
+        return f"production stores {source.dtypes[both.old]}: a quantised export is no training checkpoint"
+    for option, value in source.options.items():
+        if both.new.startswith((*BLOCKS, "norm.", "embedding.bos")) and target.options.get(option) != value:
+            return f"{option} is {target.options.get(option)}, in production {value}: the same weights compute something else"
+    new, old = layer_of(both.new), layer_of(both.old)
+    if new and old and new[0] == "blocks" and new[1] < target.normed_layers:
+        if both.new in found.inserted:
+            return "an added layer that hands on the normalised stream cannot be the identity"
+        if old[1] >= source.normed_layers:
+            return "this layer hands on the normalised stream, in production it does not"
+    elif new and old and new[0] == "blocks" and both.new not in found.inserted and old[1] < source.normed_layers:
+        return "this layer handed on the normalised stream in production"
+    return None
+
+
+def _same_axes(both: Pair) -> bool:
+    """Whether each dimension means the same, also where a vocabulary was renamed."""
+    old = [
+        f"vocab:{both.renames(axis[6:], both.target.vocabularies)}" if axis.startswith("vocab:") else axis
+        for axis in both.source.axes[both.old]
+    ]
+    return old == list(both.axes)
+
+
+def _fresh(blank: TensorFate, source: Side, target: Side, found: Origins, rules: Rules) -> TensorFate:
+    """A tensor that production does not have: part of an added layer, a new feature's table, or something else new."""
+    name, axes = blank.target or "", target.axes[blank.target or ""]
+    zero = writes_stream(name, target)
+    if name in found.inserted:
+        layer = layer_of(name)
+        if layer and layer[0] == "blocks" and layer[1] < target.normed_layers and not rules.approximate:
+            return replace(blank, fate="refused", reason="an added layer that hands on the normalised stream cannot be the identity")
+        reason = "output of an added layer: zero, so it adds nothing yet" if zero else "inner part of an added layer"
+        return replace(blank, fate="inserted as identity", reason=reason, like=found.template.get(name))
+    if axes and axes[0].startswith("vocab:"):
+        return replace(blank, reason="zero: table of a new feature, so old outputs stay")
+    if axes[:1] == ("position",) or (name.endswith(".bias") and name.removesuffix("bias") + "weight" in source.shapes):
+        return replace(blank, reason="zero: adds nothing yet")
+    return replace(blank, reason="fresh: production has no such tensor")
+
+
+def starts_zero(fate: TensorFate, target: Side) -> bool:
+    """Whether a tensor without a source must be zero for old outputs to stay."""
+    if fate.fate == "inserted as identity":
+        return writes_stream(fate.target or "", target)
+    return fate.reason.startswith("zero")
+
+
+def writes_stream(name: str, side: Side) -> bool:
+    """Tells whether a weight of a layer (or its bias) writes into a residual stream: [stream, inner width]."""
+    axes = side.axes.get(name.removesuffix("bias") + "weight" if name.endswith(".bias") else name, ())
+    return len(axes) == 2 and axes[0] in STREAMS and not is_keyed(axes[1])
+
+
+def _left(name: str, reason: str, source: Side, target: Side, rules: Rules) -> TensorFate:
+    axes = source.axes[name]
+    fate = TensorFate(target=None, source=name, fate="dropped", shape=list(source.shapes[name]), family=family(name, axes), reason=reason)
+    if reason.startswith("the challenger has only") and not rules.approximate:
+        return replace(fate, fate="refused")
+    if "feature:" in name:
+        return replace(fate, reason="the feature was removed")
+    return replace(fate, reason=reason or "replaced by a fresh tensor")
+
+
+def _folded(fates: Sequence[TensorFate]) -> Iterator[TensorFate]:
+    """Adds the mean row of a removed feature's table to what every input meets instead."""
+    folds: dict[str, list[str]] = {}
+    for fate in fates:
+        if fate.fate == "dropped" and fate.family == "tables":
+            for prefix, receivers in _FOLDED.items():
+                if str(fate.source).startswith(prefix):
+                    for receiver, sign in receivers:
+                        folds.setdefault(receiver, []).append(("" if sign > 0 else "-") + str(fate.source))
+    for fate in fates:
+        if fate.source in folds and fate.target:
+            kind = "merged" if fate.fate == "copied" else fate.fate
+            yield replace(fate, fate=kind, folds=folds[fate.source], reason=fate.reason or "with the mean row of a removed feature")
+        else:
+            yield fate
+
+
+def _inexact(fates: Sequence[TensorFate], source: Side, target: Side, rules: Rules) -> Iterator[str]:
+    """Yields why old outputs may change."""
+    started = bool(source.keys["output"]) or "context.output" not in target.shapes  # without outputs there is nothing to keep
+    for fate in fates:
+        if fate.fate in ("dropped", "refused"):
+            if fate.family != "heads":
+                yield f"{fate.source or fate.target}: {fate.reason}"
+            continue
+        if fate.fate == "initialised" and fate.reason.startswith(("fresh", "blocks of")) and (started or fate.family == "trunk"):
+            yield f"{fate.target}: {fate.reason}"
+        if fate.copy_of:
+            yield f"stacked layers: {fate.target} starts as a copy of {fate.copy_of}"
+        elif fate.source and fate.reason and not fate.folds:
+            yield f"{fate.target}: {fate.reason}"
+        for move in fate.moves:
+            if move.dropped and move.axis.startswith("vocab:"):
+                yield f"{move.dropped} ids of {move.axis[6:]} lose their row; the others have {move.coverage:.1%} of its traffic"
+            elif move.dropped and move.axis in KEYED and move.axis != "output":
+                yield f"{move.dropped} of {move.axis} removed"
+            if move.new and move.axis.startswith("vocab:") and (move.fill != "oov" or rules.noise > 0):
+                yield f"new ids of {move.axis[6:]} start as {move.fill}{' with noise' * (rules.noise > 0)}, production served them as OOV"
+    if (rules.shrink, rules.perturb) != (1.0, 0.0):
+        yield f"matrices are {rules.shrink:g} x production + {rules.perturb:g} x fresh"
+
+
+def family(name: str, axes: Sequence[str]) -> str:
+    """Returns the family of a tensor, for coverage: tables, heads, context or trunk."""
+    if any(axis.startswith("vocab:") for axis in axes):
+        return "tables"
+    if "output" in axes:
+        return "heads"
+    return "context" if name.startswith("context.") else "trunk"
+
+
+def _elements(fates: Sequence[TensorFate], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for fate, shape in zip(fates, shapes, strict=True):
+        counts[fate.fate] += int(np.prod(shape))
+    return dict(counts)
+
+
+def _coverage(fates: Sequence[TensorFate], source: Side) -> dict[str, float]:
+    """Share of production's elements that arrive, by family; a family that production does not have is not there."""
+    had: Counter[str] = Counter()
+    arrived = dict.fromkeys(FAMILIES, 0.0)
+    for fate in fates:
+        if fate.source:
+            size = int(np.prod(source.shapes[fate.source]))
+            had[fate.family] += size
+            arrived[fate.family] += size * fate.carried
+    return {name: arrived[name] / had[name] for name in FAMILIES if had[name]}

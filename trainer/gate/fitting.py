@@ -8,10 +8,11 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
-from trainer.schema.repair import ISOTONIC, LOGIT, MAP, TEMPERATURE, Curve, from_scale, to_scale
+from trainer.metrics import row_loss
+from trainer.schema.repair import CALIBRATORS, ISOTONIC, LOGIT, MAP, TEMPERATURE, Curve, from_scale, to_scale
 
 _STEP = 1.25  # tail shares of neighbouring knots: close enough that what happens between them does not depend on the interpolation
-_TAIL_ROWS = 50  # rows beyond the outermost knot; farther out quantiles are noise, and the curve goes on parallel to the identity
+_TAIL_ROWS = 50  # rows beyond the outermost of these knots: farther out quantiles are noise, and only the extremes are tied
 _MIN_SLOPE = 1e-3  # where production gives one score to many rows: what it did not tell apart stays in the challenger's order
 _BINS = 200
 _NEWTON_STEPS = 50
@@ -40,7 +41,7 @@ def fit_map(
         Unfit: If the challenger tells too few rows apart.
     """
     tails = 0.5 * _STEP ** -np.arange(np.ceil(np.log(max(0.5 * len(ours_N) / _TAIL_ROWS, 1)) / np.log(_STEP)))
-    shares = np.concatenate([tails, 1 - tails, [share for share, _ in thresholds]])
+    shares = np.concatenate([tails, 1 - tails, [share for share, _ in thresholds], [0.0, 1.0]])  # 0: the highest score, 1: the lowest
     x_K = to_scale(_upper_quantiles(ours_N, weight_N, shares), scale)
     y_K = to_scale(_upper_quantiles(theirs_N, weight_N, shares), scale)
     for place, (_, threshold) in enumerate(thresholds, start=2 * len(tails)):
@@ -72,6 +73,42 @@ def fit_calibrator(method: str, score_N: np.ndarray, label_N: np.ndarray, weight
         raise Unfit(f"labels fall with the scores (slope {slope:.3g}), and no increasing curve mends that")
     shift = shift or [0.0]
     return Curve(method=method, scale=scale, x=[0.0], y=[float(shift[0])], slope=[slope], below=slope, above=slope)
+
+
+def best_calibrator(
+    score_N: np.ndarray, label_N: np.ndarray, weight_N: np.ndarray, half_N: np.ndarray, scale: str
+) -> tuple[Curve, dict[str, float]]:
+    """Fits the calibrator that predicts best what it was not fitted on: each half of the users is predicted from the other.
+
+    Args:
+        score_N: The challenger's scores.
+        label_N: Outcomes, all ripe.
+        weight_N: Row weights.
+        half_N: Half of each row's user, 0 or 1.
+        scale: As `fit_calibrator`.
+
+    Returns:
+        The curve, fitted on all rows, and the held-out mean loss of every method that could be fitted.
+
+    Raises:
+        Unfit: If no method fits.
+    """
+    kind = "binary" if scale == LOGIT else "count"
+    losses: dict[str, float] = {}
+    fault = Unfit("no calibrator fits")
+    for method in CALIBRATORS:  # simple ones first: a tie is theirs
+        try:
+            held_N = np.empty(len(score_N))
+            for half in (0, 1):
+                fitted_N = half_N != half
+                curve = fit_calibrator(method, score_N[fitted_N], label_N[fitted_N], weight_N[fitted_N], scale)
+                held_N[~fitted_N] = curve(score_N[~fitted_N])
+            losses[method] = float(np.average(row_loss(kind, held_N, label_N), weights=weight_N))
+        except Unfit as error:
+            fault = error
+    if not losses:
+        raise fault
+    return fit_calibrator(min(losses, key=lambda method: losses[method]), score_N, label_N, weight_N, scale), losses
 
 
 def _upper_quantiles(score_N: np.ndarray, weight_N: np.ndarray, share_K: np.ndarray) -> np.ndarray:
@@ -123,20 +160,19 @@ def _canonical_fit(design_NP: np.ndarray, label_N: np.ndarray, weight_N: np.ndar
 
 
 def _isotonic(z_N: np.ndarray, label_N: np.ndarray, weight_N: np.ndarray, scale: str) -> Curve:
-    """Isotonic regression on equal-mass bins, joined through the centres of its steps: the steps' shape without their ties."""
+    """Isotonic regression on equal-mass bins, joined through the middles of its steps: the steps' shape without their ties."""
     order_N = np.argsort(z_N, kind="stable")
-    below_N = np.cumsum(weight_N[order_N]) - weight_N[order_N]
-    bin_N = np.minimum((below_N / max(float(weight_N.sum()), 1e-300) * _BINS).astype(int), _BINS - 1)
-    mass_B = np.bincount(bin_N, weights=weight_N[order_N], minlength=_BINS)
-    center_B, mean_B = (np.bincount(bin_N, weights=(weight_N * x_N)[order_N], minlength=_BINS) for x_N in (z_N, label_N))
-    kept_B = mass_B > 0
-    mass_B, center_B, mean_B = mass_B[kept_B], center_B[kept_B] / mass_B[kept_B], mean_B[kept_B] / mass_B[kept_B]
-    fitted = isotonic_regression(mean_B, weights=mass_B)
-    starts = fitted.blocks[:-1]
-    if len(starts) < 2:
+    z_N, label_N, weight_N = z_N[order_N], label_N[order_N], weight_N[order_N]
+    bin_N = ((np.cumsum(weight_N) - weight_N) / max(float(weight_N.sum()), 1e-300) * _BINS).astype(int)
+    starts_B = np.flatnonzero(np.diff(bin_N, prepend=-1))
+    middle_B = z_N[(starts_B + np.append(starts_B[1:], len(z_N))) // 2]
+    mass_B, label_B = np.add.reduceat(weight_N, starts_B), np.add.reduceat(weight_N * label_N, starts_B)
+    starts_S = isotonic_regression(label_B / np.maximum(mass_B, 1e-300), weights=np.maximum(mass_B, 1e-300)).blocks[:-1]
+    if len(starts_S) < 2:
         raise Unfit("labels do not rise with the scores")
-    mass_S, x_S, label_S = (np.add.reduceat(x_B, starts) for x_B in (mass_B, mass_B * center_B, mass_B * mean_B))
-    rate = float(label_S.sum() / mass_S.sum())
+    mass_S, x_S, label_S = (np.add.reduceat(x_B, starts_S) for x_B in (mass_B, mass_B * middle_B, label_B))
     unit = float(weight_N.mean())  # half a row at the base rate, so that a step without positives has a logit
+    rate = float(label_B.sum() / mass_B.sum())
     y_S = to_scale((label_S + 0.5 * unit * rate) / (mass_S + 0.5 * unit), scale)
-    return _through(ISOTONIC, scale, x_S / mass_S, y_S)
+    # Beyond the middles of the outermost steps it stands still, as isotonic regression does: scores at 0 or 1 are far out there.
+    return _through(ISOTONIC, scale, np.concatenate([z_N[:1], x_S / mass_S, z_N[-1:]]), np.concatenate([y_S[:1], y_S, y_S[-1:]]))

@@ -32,6 +32,7 @@ REPAIRS = (CALIBRATE, MAP)
 PLATT = "platt"
 TEMPERATURE = "temperature"
 ISOTONIC = "isotonic"
+AUTO = "auto"  # whichever predicts held-out users best
 CALIBRATORS = (PLATT, TEMPERATURE, ISOTONIC)
 
 LOGIT = "logit"  # probabilities

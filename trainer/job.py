@@ -32,6 +32,7 @@ class Job:
         revision: Revision of the aliases that this run is based on: promotion compares and swaps on it.
         live: Version that was live when the run started.
         production: Its bundle, verified; None if nothing is live.
+        reference: The frozen release's bundle; None if there is none or it is what is live.
         parent: What the challenger starts from: production, or None for a cold challenger.
     """
 
@@ -42,6 +43,7 @@ class Job:
     revision: int
     live: str | None
     production: Bundle | None
+    reference: Bundle | None
     parent: Bundle | None
 
     @classmethod
@@ -51,6 +53,7 @@ class Job:
         aliases = registry.check()
         live = registry.production_path()
         production = read_bundle(live / "bundle") if live is not None else None
+        frozen = registry.reference_path()
         days = discover_days(config.data)
         as_of = choose_as_of(config.as_of, days, config.data.root)
         config = replace(config, as_of=as_of)
@@ -64,6 +67,7 @@ class Job:
             revision=aliases.revision,
             live=aliases.production,
             production=production,
+            reference=read_bundle(frozen / "bundle") if frozen is not None else None,
             parent=production if config.warm_start.source == "production" else None,
         )
 
@@ -77,23 +81,17 @@ class Job:
 
     @cached_property
     def features(self) -> FeatureSpec:
-        """The declared features, and those that production needs to be scored."""
-        declared = self.config.features
-        if self.production is None:
-            return declared
-        needed = from_plain(FeatureSpec, self.production.manifest.features)
-        return replace(
-            declared,
-            counters=_joined(declared.counters, needed.counters),
-            auto=declared.auto or needed.auto,
-            calendar=declared.calendar or needed.calendar,
-            coverage=declared.coverage or needed.coverage,
-        )
+        """The declared features, and those that production and the reference need to be scored."""
+        joined = self.config.features
+        for name, bundle in (("production", self.production), ("the reference", self.reference)):
+            if bundle is not None:
+                joined = _with_needed(joined, from_plain(FeatureSpec, bundle.manifest.features), name)
+        return joined
 
     @property
     def max_history(self) -> int:
-        longest = self.production.manifest.inputs.max_history if self.production else 0
-        return max(self.config.model.max_history, longest)
+        scored = [bundle.manifest.inputs.max_history for bundle in (self.production, self.reference) if bundle is not None]
+        return max(self.config.model.max_history, *scored, 0)
 
 
 _claims: list[int] = []  # lock files stay open until the process ends
@@ -116,14 +114,24 @@ def _claim(root: Path) -> None:
     _claims.append(handle)
 
 
-def _joined(declared: dict[str, CounterSpec], needed: dict[str, CounterSpec]) -> dict[str, CounterSpec]:
+def _with_needed(declared: FeatureSpec, needed: FeatureSpec, owner: str) -> FeatureSpec:
+    return replace(
+        declared,
+        counters=_joined(declared.counters, needed.counters, owner),
+        auto=declared.auto or needed.auto,
+        calendar=declared.calendar or needed.calendar,
+        coverage=declared.coverage or needed.coverage,
+    )
+
+
+def _joined(declared: dict[str, CounterSpec], needed: dict[str, CounterSpec], owner: str) -> dict[str, CounterSpec]:
     for name, counter in needed.items():
         if name in declared and declared[name] != counter:
             raise ConfigError(
-                "a feature is declared otherwise than in production's bundle",
+                f"a feature is declared otherwise than in {owner}'s bundle",
                 where=f"features.counters.{name}",
                 got=declared[name],
                 expected=counter,
-                remedy="a changed definition needs a new name; production is still scored with the old one",
+                remedy=f"a changed definition needs a new name; {owner} is still scored with the old one",
             )
     return {**declared, **{name: counter for name, counter in needed.items() if name not in declared}}

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from trainer.config import EvaluationConfig
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.evaluate.counting import CountingBaseline, ripe_labels
+from trainer.evaluate.rescoring import Rescoring
 from trainer.evaluate.scorer import ScoredPartition
 from trainer.metrics import evaluate_action
 from trainer.schema.examples import CARRIED, FEATURE, LOGGED
@@ -28,8 +29,10 @@ from trainer.schema.predictions import (
     LABEL,
     LIGHTGBM,
     PRODUCTION,
+    REFERENCE,
     VALUE_CHALLENGER,
     VALUE_PRODUCTION,
+    VALUE_REFERENCE,
     WEIGHT,
 )
 
@@ -79,7 +82,7 @@ class Holdout:
 def evaluate(
     spec: LogSpec, config: EvaluationConfig, holdout: Holdout, challenger: Scorer, *, production: Scorer | None, counting: CountingBaseline,
     weights: Mapping[str, float], continued: Scorer | None = None, extra: Mapping[str, np.ndarray] | None = None,
-    seed: int = 0,
+    reference: Scorer | None = None, served_as: str | None = None, seed: int = 0,
 ) -> Evaluation:  # fmt: skip
     """Scores and measures.
 
@@ -93,12 +96,16 @@ def evaluate(
         weights: Action -> weight in the value function.
         continued: Production trained on the same new days, at a launch.
         extra: LightGBM baseline: action -> scores of the concatenated holdout partitions.
+        reference: The frozen release that nightly losses are added up against.
+        served_as: What the log calls the live version in `data.serving_version`: its rows are scored again and compared with what
+            was logged (`trainer.evaluate.rescoring`); None where nothing is live.
         seed: Seed of the bootstrap.
 
     Returns:
         Predictions and metrics.
     """
     tables, pairs, vectors, start = [], [], [], 0
+    rescoring = Rescoring(spec, config, served_as, holdout.known_until_ms) if served_as is not None else None
     for read in holdout.partitions:
         examples, tail = read()
         if not len(examples):
@@ -106,11 +113,14 @@ def evaluate(
         scored = challenger.score(examples, tail, holdout.known_until_ms)
         columns = _base_columns(spec, config, examples, holdout)
         columns |= {CHALLENGER + name: score_N for name, score_N in scored.score_N.items()}
-        columns |= _production_columns(spec, examples, tail, production, holdout.known_until_ms)
+        columns |= _production_columns(spec, examples, tail, production, holdout.known_until_ms, rescoring)
         columns |= {COUNTING + name: score_N for name, score_N in counting.predict(examples).items()}
         if continued is not None:
             again = continued.score(examples, tail, holdout.known_until_ms)
             columns |= {CONTINUED + name: score_N for name, score_N in again.score_N.items()}
+        if reference is not None:
+            frozen = reference.score(examples, tail, holdout.known_until_ms)
+            columns |= {REFERENCE + name: score_N for name, score_N in frozen.score_N.items()}
         if extra is not None:
             columns |= {LIGHTGBM + name: score_N[start : start + len(examples)] for name, score_N in extra.items()}
         start += len(examples)
@@ -130,6 +140,8 @@ def evaluate(
     order_N = np.asarray(order, np.int64)
     predictions = predictions.take(order)
     report = measure(predictions, spec, config, seed)
+    if rescoring is not None and production is not None:
+        report["rescoring"] = rescoring.report(production)
     pair = pa.concat_tables(pairs).combine_chunks().take(order)
     return Evaluation(predictions, report, pair, order_N, np.concatenate(vectors)[order_N])
 
@@ -244,11 +256,14 @@ def _base_columns(spec: LogSpec, config: EvaluationConfig, examples: pa.Table, h
 
 
 def _production_columns(
-    spec: LogSpec, examples: pa.Table, tail: pa.Table, production: Scorer | None, known_until_ms: int
+    spec: LogSpec, examples: pa.Table, tail: pa.Table, production: Scorer | None, known_until_ms: int, rescoring: Rescoring | None
 ) -> dict[str, Any]:
     """Production's scores: from its bundle, else as it logged them."""
     if production is not None:
-        return {PRODUCTION + name: score_N for name, score_N in production.score(examples, tail, known_until_ms).score_N.items()}
+        scored = production.score(examples, tail, known_until_ms).score_N
+        if rescoring is not None:
+            rescoring.add(examples, tail, scored)
+        return {PRODUCTION + name: score_N for name, score_N in scored.items()}
     return {PRODUCTION + name: examples[LOGGED + name] for name in spec.logged_scores if LOGGED + name in examples.column_names}
 
 
@@ -256,6 +271,8 @@ def _with_values(columns: dict[str, Any], weights: Mapping[str, float]) -> dict[
     """Adds the value function of each side, over the actions that both sides score."""
     sides = {VALUE_PRODUCTION: PRODUCTION, VALUE_CHALLENGER: CHALLENGER}
     shared = [name for name in weights if CHALLENGER + name in columns and (PRODUCTION + name in columns or not _has(columns, PRODUCTION))]
+    if all(REFERENCE + name in columns for name in shared):
+        sides[VALUE_REFERENCE] = REFERENCE
     for target, prefix in sides.items():
         if _has(columns, prefix):
             terms = [weights[name] * np.asarray(columns[prefix + name], np.float64) for name in shared]

@@ -19,12 +19,12 @@ from trainer.errors import RewarmError
 from trainer.gate.calibration import calibration, cumulative, usual_move
 from trainer.gate.compatibility import check_rules, churn, mean_scores, replayed, rule_scores, thresholds, traffic
 from trainer.gate.decide import Question, settle
-from trainer.gate.quality import quality, realised_value, value_ranking
+from trainer.gate.quality import explanation, quality, realised_value, value_ranking
 from trainer.gate.replay import entry_point
 from trainer.gate.sanity import label_sanity, temper
 from trainer.gate.scope import Scope, scopes
 from trainer.gate.slate import composition, overlap
-from trainer.gate.suites import ask_suites
+from trainer.gate.suites import ask_suites, doubted
 from trainer.gate.table import PAIR, ActionColumns, Predictions, failed, not_applicable, prepare, read_table
 from trainer.schema import predictions as names
 from trainer.schema.policy import VALUE, GatePolicy, RuleSet
@@ -120,7 +120,7 @@ def judge(
     elif not any(check.name == "scores" for check in table.findings):
         docket.checks.append(_first(policy))
     docket.take(ask_suites(suites, source, policy, value_weights, seed))
-    checks = temper([_json_safe(check) for check in [*docket.checks, *settle(docket.questions, policy)]], table, policy)
+    checks = temper([_json_safe(check) for check in [*docket.checks, *doubted(settle(docket.questions, policy), policy)]], table, policy)
     return conclude([*checks, *_coverage(checks, table, policy)], policy)
 
 
@@ -140,6 +140,7 @@ def _compare(docket: _Docket, table: Predictions, action: ActionColumns, seed: i
         usual = usual_move(action, where[0])
     if not action.means:
         docket.checks.append(not_applicable("calibration", "calibration", "scores are uncalibrated (gate.score_kind)", action=action.name))
+    docket.ask(("loss", action.name, "loss"), explanation, action, where[0], policy)
     docket.ask(("ecce", action.name, "calibration"), cumulative, action, where[0], policy, docket.severity("calibration"), seed)
     for baseline in (names.COUNTING, names.CONTINUED):
         if baseline in action.scores:
@@ -189,7 +190,8 @@ def _judge_scores(docket: _Docket, table: Predictions, source: pa.Table, rules: 
         docket.ask(("churn", threshold.score, "scores"), churn, threshold, where[0], policy)
     for threshold in thresholds(table, rules, policy, realised_N, names.REFERENCE)[0]:
         about = (threshold.name, threshold.score, "reference")
-        docket.ask(about, _as_reference, traffic(threshold, where[:1], policy, docket.severity("reference")))
+        severity = docket.severity("reference", "block" if threshold.declared else "warn")
+        docket.ask(about, _as_reference, traffic(threshold, where[:1], policy, severity))
     docket.ask(("mean_score", ALL, "scores"), mean_scores, table, where[0], policy)
 
 

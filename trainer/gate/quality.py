@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from trainer.gate.decide import Question
+from trainer.gate.decide import Question, measure
 from trainer.gate.scope import Harm, Scope, ask, too_few
 from trainer.gate.table import BINARY, REQUEST, ActionColumns, Predictions, not_applicable
-from trainer.metrics import Estimate, Rows, auc, gauc, loss, ndcg, normalised_loss, rank_correlation
+from trainer.metrics import Estimate, Rows, auc, decompose, free_normalised_loss, gauc, loss, ndcg, normalised_loss, rank_correlation
 from trainer.schema import predictions as names
 from trainer.schema.policy import GatePolicy
 from trainer.schema.verdict import Check
@@ -101,6 +102,32 @@ def _loss(action: ActionColumns, policy: GatePolicy, against: Against, severity:
         name=("ne" if binary else "deviance") + against.suffix, family=against.family or "loss", action=action.name,
         label="NE" if binary else "normalised deviance", margin=policy.ne_margin * against.factor, relative=True, severity=severity,
         gain_limit=policy.suspicious_relative if against.suspicious else np.inf,
+    )  # fmt: skip
+
+
+def explanation(action: ActionColumns, scope: Scope, policy: GatePolicy) -> Iterator[Check]:
+    """States why the loss changed: scale (miscalibration) or order (discrimination); information."""
+    if action.kind != BINARY or not action.means:
+        return
+    label_N, rows = action.label_N[scope.kept_N], scope.rows
+    ours_N, theirs_N = (action.means[prefix][scope.kept_N] for prefix in (names.CHALLENGER, names.PRODUCTION))
+    free = [free_normalised_loss(BINARY, score_N, label_N, rows) for score_N in (theirs_N, ours_N)]
+    [found] = measure(free[1].log(rows).minus(free[0].log(rows)), rows)
+    if not math.isfinite(found.value):
+        return
+    before, after = (decompose(BINARY, score_N, label_N, rows) for score_N in (theirs_N, ours_N))
+    low, high = found.interval(policy.confidence)
+    words = f"NE of {action.name} without its scale {free[0].value_G[0]:.5f} -> {free[1].value_G[0]:.5f} ({found.value:+.2%})"
+    parts = ", ".join(
+        f"{word} {float(x_G[0]):.5f} -> {float(y_G[0]):.5f}"
+        for word, x_G, y_G in (
+            ("miscalibration", before.miscalibration_G, after.miscalibration_G),
+            ("discrimination", before.discrimination_G, after.discrimination_G),
+        )
+    )
+    yield Check(
+        name="ne_free", family="loss", action=action.name, estimate=found.value, low=low, high=high, n=int(rows.n_G[0]), outcome="pass",
+        severity="info", sentence=f"{words}; log loss by cause: {parts}",
     )  # fmt: skip
 
 

@@ -63,15 +63,15 @@ def composition(predictions: Predictions, scope: Scope, policy: GatePolicy, seve
     theirs_N, ours_N = (top_of_slates(predictions.value[prefix], predictions.slate_N, policy.top_k).astype(float) for prefix in PAIR)
     if not theirs_N.any():
         return [not_applicable("slate", "slate", f"no slate ({predictions.slates}) has two rows", action=VALUE)]
-    tops = _with_top(scope, theirs_N), _with_top(scope, ours_N)
+    before, after = _with_top(scope, theirs_N), _with_top(scope, ours_N)
     found: list[Question | Check] = []
     for content in predictions.contents:
-        moved = _moved(*(_of_top(content, top) for top in tops), content, scope, policy)
+        moved = _moved(_of_top(content, before), _of_top(content, after), content, scope, policy)
         found.append(_question(content.name, content.words, moved, scope, policy, severity))
     if predictions.item_N is not None:
         pair_N = _user_items(predictions.user_N, predictions.item_N)
         repeated = Content("slate_repeats", "share of rows that show a user the same item again", np.zeros(0))
-        moved = _moved(*(_repeats(pair_N, top) for top in tops), repeated, scope, policy)
+        moved = _moved(_repeats(pair_N, before), _repeats(pair_N, after), repeated, scope, policy)
         found.append(_question(repeated.name, repeated.words, moved, scope, policy, severity))
     return found
 
@@ -166,7 +166,7 @@ def _alike(predictions: Predictions, scope: Scope, policy: GatePolicy) -> Iterat
     values = [predictions.value[prefix] for prefix in PAIR]
     [found] = measure(rank_biased_overlap(values[0], values[1], predictions.slate_N, scope.rows), scope.rows)
     if math.isfinite(found.value):
-        found = Measured(1.0, 0.0, math.inf) if np.array_equal(*values) else found
+        found = Measured(1.0, 0.0, math.inf) if np.array_equal(values[0], values[1]) else found
         low, high = found.interval(policy.confidence)
         yield Check(
             name="overlap", family="scores", action=VALUE, estimate=1 - found.value, low=1 - high, high=1 - low, outcome="pass",

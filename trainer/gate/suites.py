@@ -60,8 +60,24 @@ def settle_suites(
 ) -> list[Check]:
     """Judges suites alone, outside a run of the gate: the slices among them share the budget of a run; see `ask_suites`."""
     asked = list(ask_suites(cases, table, policy, value_weights, seed))
-    settled = iter(settle([one for one in asked if isinstance(one, Question)], policy))
+    settled = iter(doubted(settle([one for one in asked if isinstance(one, Question)], policy), policy))
     return [next(settled) if isinstance(one, Question) else one for one in asked]
+
+
+def doubted(checks: Sequence[Check], policy: GatePolicy) -> list[Check]:
+    """Holds slices of suites that are worse than tolerated at the plain level, though not among all tests of the run.
+
+    Holm protects a good challenger from hundreds of slices that nobody chose; a suite was chosen, so a person looks.
+    """
+    return [
+        replace(
+            check, outcome="hold",
+            sentence=f"{check.sentence}; but taken alone it is worse than tolerated (p {check.p:.2g}): somebody should look",
+        )
+        if check.family == FAMILY and check.outcome in ("pass", "not_testable") and check.p is not None and check.p <= 1 - policy.confidence
+        else check
+        for check in checks
+    ]  # fmt: skip
 
 
 def _judged(
@@ -244,7 +260,7 @@ def threshold_of(table: pa.Table, rules: RuleSet, policy: GatePolicy, metric: st
     """
     live, _ = thresholds(prepare(table, replace(policy, slices=[])), rules, policy, None)
     for threshold in live:
-        if (threshold.name, threshold.score) == (metric, action):
+        if (threshold.name, threshold.score) == (metric, action) and threshold.at_least is not None:
             return threshold.at_least
     known = ", ".join(f"{one.name}/{one.score}" for one in live) or "no threshold"
     raise ConfigError("no such threshold", where="check", got=f"{metric}/{action}", expected=known)

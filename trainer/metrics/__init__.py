@@ -2,12 +2,14 @@
 
 from trainer.metrics.action import ActionMetrics, Value, evaluate_action
 from trainer.metrics.calibration import ecce, ece
+from trainer.metrics.decompose import Decomposition, decompose, free_normalised_loss
 from trainer.metrics.loss import absolute_error, loss, normalised_loss, ratio, row_loss
 from trainer.metrics.ranking import auc, concentration, gauc, ndcg, rank_biased_overlap, rank_correlation
 from trainer.metrics.rows import Estimate, Rows, Spread, arrange, interval, mean, quotient, spread
 
 __all__ = [
     "ActionMetrics",
+    "Decomposition",
     "Estimate",
     "Rows",
     "Spread",
@@ -16,9 +18,11 @@ __all__ = [
     "arrange",
     "auc",
     "concentration",
+    "decompose",
     "ecce",
     "ece",
     "evaluate_action",
+    "free_normalised_loss",
     "gauc",
     "interval",
     "loss",

@@ -9,6 +9,7 @@ import numpy as np
 
 from trainer.errors import DataError
 from trainer.metrics.calibration import ece
+from trainer.metrics.decompose import Decomposition, decompose, free_normalised_loss
 from trainer.metrics.loss import absolute_error, loss, normalised_loss, ratio
 from trainer.metrics.ranking import auc, gauc, rank_correlation
 from trainer.metrics.rows import Estimate, Rows, arrange, interval
@@ -34,7 +35,8 @@ class ActionMetrics:
         n: Judged rows (ripe label).
         positives: Rows with a positive label.
         users: Users with a judged row.
-        values: Metric -> value. Binary: auc, gauc, ne, log_loss, ratio, ece. Others: rank_correlation, deviance (normalised), mae, ratio.
+        values: Metric -> value. Binary: auc, gauc, ne, ne_free (NE with the scale taken out), log_loss and its parts miscalibration,
+            discrimination, uncertainty (without intervals), ratio, ece. Others: rank_correlation, deviance (normalised), mae, ratio.
         notes: Why a metric is missing or says nothing: ``no rows``, ``one class``, ``constant score``, ``score not finite``.
     """
 
@@ -105,6 +107,7 @@ def evaluate_action(
     values = _estimates(kind, score_N, label_N, rows, background, confidence)
     if kind == BINARY:
         error = ece(score_N, label_N, rows, confidence=confidence, replicates=bootstrap, seed=seed)
+        values |= _parts(decompose(kind, score_N, label_N, rows))
         values["ece"] = [Value(*three) for three in zip(error.value_G.tolist(), error.low_G.tolist(), error.high_G.tolist(), strict=True)]
     positives_G = np.bincount(rows.group_N, weights=label_N > 0, minlength=groups).astype(int)
     notes = _notes(kind, score_N, positives_G, rows)
@@ -137,6 +140,7 @@ def _estimates(
             "auc": auc(score_N, label_N, rows),
             "gauc": gauc(score_N, label_N, rows),
             "ne": normalised_loss(kind, score_N, label_N, rows, background),
+            "ne_free": free_normalised_loss(kind, score_N, label_N, rows, background),
             "log_loss": loss(kind, score_N, label_N, rows),
         }
         if kind == BINARY
@@ -150,6 +154,13 @@ def _estimates(
     log_ratio = _values(ratio(score_N, label_N, rows).log(rows), rows, confidence)
     values["ratio"] = [Value(math.exp(v.value), math.exp(v.low), _exp(v.high)) for v in log_ratio]
     return values
+
+
+def _parts(found: Decomposition) -> dict[str, list[Value]]:
+    parts = {
+        "miscalibration": found.miscalibration_G, "discrimination": found.discrimination_G, "uncertainty": found.uncertainty_G,
+    }  # fmt: skip
+    return {name: [Value(value, math.nan, math.nan) for value in part_G.tolist()] for name, part_G in parts.items()}
 
 
 def _values(estimate: Estimate, rows: Rows, confidence: float) -> list[Value]:

@@ -81,12 +81,24 @@ class Registry:
             RegistryError: If the pointers cannot be read or point to a version that does not exist.
             CheckpointError: If a file of the release is missing or was altered.
         """
-        live = self.aliases().production
-        if live is None:
+        return self._verified(self.aliases().production, "production")
+
+    def reference_path(self) -> Path | None:
+        """Returns the folder of the frozen reference, every file verified; None if there is none or it is what is live.
+
+        Raises:
+            RegistryError: If the pointers cannot be read or point to a version that does not exist.
+            CheckpointError: If a file of the release is missing or was altered.
+        """
+        aliases = self.aliases()
+        return self._verified(aliases.reference, "reference") if aliases.reference != aliases.production else None
+
+    def _verified(self, version: str | None, alias: str) -> Path | None:
+        if version is None:
             return None
-        self._record(live, "production")
-        verify_release(self._versions / live)
-        return self._versions / live
+        self._record(version, alias)
+        verify_release(self._versions / version)
+        return self._versions / version
 
     def check(self) -> Aliases:
         """Fails early on what would make sealing or promoting fail late; touches nothing.

@@ -20,7 +20,7 @@ from trainer.schema.policy import GatePolicy
 from trainer.schema.predictions import CHALLENGER, PRODUCTION, VALUE_PRODUCTION
 from trainer.schema.record import Recorded, read_record
 from trainer.schema.suite import SUITES, SuiteCase
-from trainer.schema.verdict import Check, Verdict
+from trainer.schema.verdict import Verdict
 from trainer.schema.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def evaluate(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Train
             weights=value_weights(config),
             continued=RankerScorer(continued.bundle) if continued else None,
             extra=extra,
+            reference=RankerScorer(job.reference) if job.reference else None,
             served_as=config.evaluation.served_as or job.live,
             seed=config.seed,
         )
@@ -71,6 +72,7 @@ def evaluate(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Train
         continued.bundle.sha256 if continued else None,
         job.production.sha256 if job.production else None,
         job.live,  # the release's repair belongs to production's scores
+        job.reference.sha256 if job.reference else None,
         as_plain(config.evaluation),
         as_plain(config.value),
         as_plain(examples),
@@ -85,8 +87,8 @@ def gate(
     job: Job, trained: Trained, evaluation: Evaluation, embeddings: EmbeddingManifest | None, downstream: DownstreamReport | None
 ) -> Verdict:
     """Judges the challenger."""
-    from trainer.fit.train import value_weights
     from trainer.evaluate import rescoring_checks
+    from trainer.fit.train import value_weights
     from trainer.gate import judge_and_repair, write_verdict
 
     def produce() -> Verdict:

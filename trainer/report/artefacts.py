@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import yaml
 
-from trainer.errors import DataError
+from trainer.errors import CheckpointError, DataError
 from trainer.schema.plain import from_plain
+from trainer.schema.repair import FILE as CURVES
+from trainer.schema.repair import Repair, read_repair
 from trainer.schema.summary import Summary
 from trainer.schema.verdict import ALL, Check, Verdict
 
@@ -38,6 +40,8 @@ class Artefacts:
         steps: Lines of ``steps.jsonl`` by step; a step that was done again after a stop counts once.
         downstream: ``downstream.json``.
         embeddings: ``embeddings/manifest.json``.
+        diagnosis: ``diagnosis.json``.
+        repair: ``repair.json``: the curves of a repaired challenger.
         predictions: Path of the predictions, if they are there.
         damaged: File -> why it could not be read.
     """
@@ -53,6 +57,8 @@ class Artefacts:
     steps: list[dict[str, Any]] = field(default_factory=list)
     downstream: dict[str, Any] = field(default_factory=dict)
     embeddings: dict[str, Any] = field(default_factory=dict)
+    diagnosis: dict[str, Any] = field(default_factory=dict)
+    repair: Repair | None = None
     predictions: Path | None = None
     damaged: dict[str, str] = field(default_factory=dict)
 
@@ -116,6 +122,8 @@ def read_artefacts(run_dir: Path, predictions: Path | None = None) -> Artefacts:
         steps=_steps(run_dir / STEPS, damaged),
         downstream=_mapping(run_dir, Path("downstream.json"), damaged),
         embeddings=_mapping(run_dir, MANIFEST, damaged),
+        diagnosis=_mapping(run_dir, Path("diagnosis.json"), damaged),
+        repair=_repair(run_dir, damaged),
         predictions=predictions or _predictions(run_dir, config),
         damaged=damaged,
     )
@@ -181,6 +189,14 @@ def _steps(path: Path, damaged: dict[str, str]) -> list[dict[str, Any]]:
         damaged[STEPS.name] = f"{type(error).__name__}: {error}"
         return []
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _repair(run_dir: Path, damaged: dict[str, str]) -> Repair | None:
+    try:
+        return read_repair(run_dir)
+    except CheckpointError as error:
+        damaged[CURVES] = f"{error.what}: {error.got}"
+        return None
 
 
 def _predictions(run_dir: Path, config: dict[str, Any]) -> Path | None:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from trainer.report.artefacts import Artefacts
 from trainer.report.numbers import count, finite, fixed, interval, percent, significant
+from trainer.schema.suite import FAMILY as SUITE
 from trainer.schema.verdict import ALL, OUTCOMES, Check
 
 STRIP_WIDTH, STRIP_HEIGHT = 260, 22
@@ -112,11 +113,11 @@ def tally(checks: Iterable[Check]) -> str:
 
 def slice_forests(run: Artefacts) -> list[Forest]:
     """Returns a forest an action: change of the loss by slice, or of the ranking where no loss was judged."""
-    actions = list(dict.fromkeys(check.action for check in run.checks if check.slice != ALL))
+    actions = list(dict.fromkeys(check.action for check in run.checks if check.slice != ALL and check.family != SUITE))
     forests = []
     for action in sorted(actions):
         for name, title, relative in (("ne", "NE", True), ("deviance", "normalised deviance", True), ("auc", "AUC", False)):
-            checks = [check for check in run.checks if check.name == name and check.action == action]
+            checks = [check for check in run.checks if (check.name, check.action) == (name, action) and check.family != SUITE]
             if any(check.slice != ALL and finite(check.estimate) is not None for check in checks):
                 form = partial(percent, digits=2, signed=True) if relative else partial(fixed, digits=4, signed=True)
                 forests.append(forest(f"{action}: change of {title}", "slice", checks, ("better", "worse"), form))
@@ -142,6 +143,11 @@ def churn_checks(run: Artefacts) -> list[Check]:
 def not_replayed(run: Artefacts) -> list[Check]:
     """Returns the thresholds and rules that could not be compared, and why."""
     return [check for check in run.checks if check.family == "scores" and check.outcome == "not_applicable"]
+
+
+def suite_checks(run: Artefacts) -> list[Check]:
+    """Returns the checks of permanent validation sets, those that decided first."""
+    return [check for check in run.checks if check.family == SUITE]
 
 
 def slate_forest(run: Artefacts) -> Forest | None:

@@ -258,3 +258,58 @@ def _side(lift: Mapping[str, Any], better: int) -> str:
     if low <= 0 <= high:
         return "even"
     return "better" if (low > 0) == (better > 0) else "worse"
+
+
+@dataclass(frozen=True)
+class RepairPart:
+    """What was tried on a challenger that was not promoted as it came.
+
+    Attributes:
+        sentence: What was done, or why not.
+        verdicts: Title and facts of the judgement before, and after if there was one.
+        actions: (action, curve, predicted / observed, NE, why) of each repaired action, before and after.
+        mended: (path, before, after, tolerated) of each check that had failed.
+    """
+
+    sentence: str
+    verdicts: list[tuple[str, list[Fact]]]
+    actions: list[tuple[str, str, str, str, str]]
+    mended: list[tuple[str, str, str, str]]
+
+
+def repair(run: Artefacts) -> RepairPart | None:
+    """Returns the repair of the verdict; None where none was tried."""
+    report = run.verdict.repair if run.verdict else None
+    if report is None:
+        return None
+    groups = (
+        (f"As it came, {count(report.fitted_rows + report.judged_rows)} rows", report.before),
+        (f"Repaired, {count(report.judged_rows)} rows of other users than the curves were fitted on", report.after),
+    )
+    verdicts = [(title, _judgement(found)) for title, found in groups if found]
+    actions = [
+        (name, _curve(entry), _arrow(entry, "ratio", 3), _arrow(entry, "ne", 4), str(entry.get("reason", "")))
+        for name, entry in sorted(report.actions.items())
+    ]
+    mended = [
+        (path, *(significant(finite(entry.get(key)), 3) for key in ("before", "after", "margin"))) for path, entry in report.mended.items()
+    ]
+    return RepairPart(report.sentence, verdicts, actions, mended)  # type: ignore[arg-type]
+
+
+def _judgement(found: Mapping[str, Any]) -> list[Fact]:
+    failed = found.get("failed") or []
+    more = f" and {len(failed) - 6:,} more" if len(failed) > 6 else ""
+    return [
+        Fact("verdict", str(found.get("verdict", NONE))), Fact("because", str(found.get("reason", ""))),
+        Fact("failed", (", ".join(failed[:6]) + more) or "nothing"),
+    ]  # fmt: skip
+
+
+def _curve(entry: Mapping[str, Any]) -> str:
+    return f"{entry.get('method', '')}, {entry['knots']} knots" if entry.get("knots") else str(entry.get("method", NONE))
+
+
+def _arrow(entry: Mapping[str, Any], key: str, digits: int) -> str:
+    before, after = (fixed(finite((entry.get(when) or {}).get(key)), digits) for when in ("before", "after"))
+    return f"{before} → {after}"

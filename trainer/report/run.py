@@ -58,6 +58,7 @@ class Page:
         warnings: Others that failed or held.
         trust: (whether all is well, sentence) on data, training, warm start and checks.
         confidence: Level of the intervals.
+        repaired: Whether the challenger's scores go out through the curves of a repair.
         sections: The rest of the page.
     """
 
@@ -75,6 +76,7 @@ class Page:
     warnings: checks.Findings
     trust: list[tuple[bool, str]]
     confidence: str
+    repaired: bool = False
     sections: list[Section] = field(default_factory=list)
 
 
@@ -127,7 +129,14 @@ def build(run: Artefacts) -> Page:
         warnings=checks.findings(checks.warnings(run), checks.MOST_WARNINGS),
         trust=_trust(run),
         confidence=run.confidence,
-        sections=[*_data_sections(run), *_score_sections(run, scores, problem), *_model_sections(run), *_record_sections(run)],
+        repaired=run.repair is not None,
+        sections=[
+            *_judgement_sections(run),
+            *_data_sections(run),
+            *_score_sections(run, scores, problem),
+            *_model_sections(run),
+            *_record_sections(run),
+        ],
     )
 
 
@@ -179,6 +188,15 @@ def _trust(run: Artefacts) -> list[tuple[bool, str]]:
     return lines
 
 
+def _judgement_sections(run: Artefacts) -> list[Section]:
+    """What stands behind the verdict besides the tests of tonight's rows."""
+    promoted = "No repair was tried: none was asked for, or the challenger was promoted as it came."
+    return [
+        _section("suites", "Suites", checks.lines(checks.suite_checks(run)), NOT_JUDGED if run.verdict is None else "There are no suites."),
+        _section("repair", "Repair", parts.repair(run), NOT_JUDGED if run.verdict is None else promoted),
+    ]
+
+
 def _data_sections(run: Artefacts) -> list[Section]:
     return [
         _section(
@@ -198,7 +216,7 @@ def _score_sections(run: Artefacts, scores: Sequence[ActionScores], problem: str
     shares, slate = checks.score_forest(run), checks.slate_forest(run)
     return [
         _section("reliability", "Reliability", reliability_charts(run, scores), problem),
-        _section("distribution", "Score distribution", distribution_charts(scores), problem, note="" if compared else NO_PRODUCTION),
+        _section("distribution", "Score distribution", distribution_charts(run, scores), problem, note="" if compared else NO_PRODUCTION),
         _section("slices", "Slices", slices if any(slices.values()) else None, unjudged if run.verdict is None else "No slice was judged."),
         _section(
             "compatibility",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from markupsafe import Markup
@@ -12,6 +12,8 @@ from trainer.report.artefacts import Artefacts
 from trainer.report.numbers import count, fixed, significant, small_percent
 from trainer.report.scores import BINARY, PAIR, QUANTILES_Q, ActionScores, Distributions, Reliability, distributions, reliability, stretched
 from trainer.report.svg import Axis, Panel
+from trainer.report.thresholds import LiveThreshold, live_thresholds
+from trainer.schema.repair import Curve
 
 _ROUND = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 0.99, 0.999, 0.9999)
 _CLOSEST = 0.11  # ticks nearer than this share of the axis would touch
@@ -19,12 +21,13 @@ _CLOSEST = 0.11  # ticks nearer than this share of the axis would touch
 
 @dataclass(frozen=True)
 class ScoreCharts:
-    """Drawings of one action, and a sentence where one could not be made."""
+    """Drawings of one action, a sentence where one could not be made, and lines that belong under them."""
 
     action: str
     caption: str
     panels: list[Markup]
     note: str = ""
+    lines: list[str] = field(default_factory=list)
 
 
 def reliability_charts(run: Artefacts, scores: list[ActionScores]) -> list[ScoreCharts]:
@@ -73,9 +76,10 @@ def _calibration_caption(run: Artefacts, action: str) -> str:
     return "; ".join(parts)
 
 
-def distribution_charts(scores: list[ActionScores]) -> list[ScoreCharts]:
-    """Draws the scores' densities, and the challenger's quantiles against production's."""
+def distribution_charts(run: Artefacts, scores: list[ActionScores]) -> list[ScoreCharts]:
+    """Draws the scores' densities, and the challenger's quantiles against production's with the live thresholds."""
     charts = []
+    repair = run.repair
     for index, action in enumerate(scores):
         found = distributions(action)
         if found is None:
@@ -83,9 +87,12 @@ def distribution_charts(scores: list[ActionScores]) -> list[ScoreCharts]:
             continue
         axis = _score_axis(float(found.edges_B[0]), float(found.edges_B[-1]), action.kind, "score")
         panels = [_density(action, found, axis, index)]
+        live = live_thresholds(run, action)
         if len(found.quantiles) == len(PAIR):
-            panels.append(_quantiles(action, found, axis, index))
-        charts.append(ScoreCharts(action.name, _shift_caption(action, found), panels))
+            curve = repair.curves.get(action.name) if repair else None
+            panels.append(_quantiles(action, found, axis, index, live, curve))
+        lines = [threshold.sentence(action.kind) for threshold in live]
+        charts.append(ScoreCharts(action.name, _shift_caption(action, found), panels, lines=lines))
     return charts
 
 
@@ -100,14 +107,22 @@ def _density(action: ActionScores, found: Distributions, across: Axis, index: in
     return panel.svg()
 
 
-def _quantiles(action: ActionScores, found: Distributions, across: Axis, index: int) -> Markup:
-    words = _shift_caption(action, found)
+def _quantiles(
+    action: ActionScores, found: Distributions, across: Axis, index: int, live: list[LiveThreshold], curve: Curve | None
+) -> Markup:
+    transform = stretched(action.kind)
+    words = "; ".join([_shift_caption(action, found), *(threshold.sentence(action.kind) for threshold in live)])
     across = Axis(across.low, across.high, across.ticks, "production, quantile")
     up = Axis(across.low, across.high, across.ticks, "challenger, same quantile")
     panel = Panel(f"quantiles-{index}", f"Quantiles of the scores of {action.name}, challenger against production", words, across, up)
     panel.line([across.low, across.high], [across.low, across.high], "rule")
     panel.line(found.quantiles["production"], found.quantiles["challenger"], "challenger")
     panel.dots(found.quantiles["production"], found.quantiles["challenger"], "challenger", 2.2)
+    if curve is not None:  # strictly increasing, so that quantiles of repaired scores are repaired quantiles
+        repaired_Q = transform(curve(np.array([_unstretched(value, action.kind) for value in found.quantiles["challenger"].tolist()])))
+        panel.line(found.quantiles["production"], repaired_Q, "repaired")
+    for place, threshold in enumerate(live):
+        panel.marker(float(transform(np.array(threshold.at))), threshold.name, place)
     return panel.svg()
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from trainer.report.numbers import fixed
 
 WIDTH, HEIGHT = 440, 270
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 42
 TICKS = 5
 
 
@@ -109,6 +109,17 @@ class Panel:
         strokes = "".join(f"M{x} {bottom}v-9" for x in _round(self.x.place(x_N, LEFT, WIDTH - RIGHT)))
         if strokes:
             self.marks.append(f'<path class="line {style}" d="{strokes}"/>')
+
+    def marker(self, x: float, name: str, place: int) -> None:
+        """Marks a position on the horizontal axis by a dashed line with a name; `place` counts them, so that names do not overlap."""
+        if not self.x.low <= x <= self.x.high:
+            return
+        at = _round(self.x.place(np.array([x]), LEFT, WIDTH - RIGHT))[0]
+        height = TOP + 10 + 14 * (place % 6)
+        right = at < LEFT + 90  # no room for the name on the left
+        self.marks.append(f'<path class="line live" d="M{at} {TOP}V{HEIGHT - BOTTOM}"/>')
+        anchor, shift = ("start", 4) if right else ("end", -4)
+        self.marks.append(f'<text class="live" x="{at + shift}" y="{height}" text-anchor="{anchor}">{escape(name)}</text>')
 
     def svg(self) -> Markup:
         """Returns the drawing."""

@@ -21,6 +21,9 @@ class EvaluationConfig:
         lightgbm: Whether a LightGBM on the same features and training days stands beside the challenger.
         objective: ``<action>/<metric>`` that is a sweep trial's value.
         bootstrap: Replicates where no influence function exists.
+        served_as: What the log's serving version calls the live release; null: its version in the registry.
+        rescoring_tolerance: Difference between a logged score and the bundle's that is rounding; relative above 1.
+        rescoring_share: Share of the logged scores that must be repeated within it, and of neighbours that must keep their order.
     """
 
     holdout_days: int = 1
@@ -32,9 +35,14 @@ class EvaluationConfig:
     lightgbm: bool = False
     objective: str | None = None
     bootstrap: int = 200
+    served_as: str | None = None
+    rescoring_tolerance: float = 1e-4
+    rescoring_share: float = 0.999
 
     def __post_init__(self) -> None:
         positive("evaluation.holdout_days", self.holdout_days)
+        positive("evaluation.rescoring_tolerance", self.rescoring_tolerance)
+        positive("evaluation.rescoring_share", self.rescoring_share)
 
 
 @dataclass(frozen=True, kw_only=True)

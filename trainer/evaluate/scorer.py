@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from trainer.data import Encoder, take
 from trainer.data.encode import Shard
 from trainer.data.plan import cut
 from trainer.schema.bundle import SERVING
+from trainer.schema.release import RECORD
+from trainer.schema.repair import Repair, read_repair
 
 _TARGETS, _TOKENS = 8192, 65536
 
@@ -37,10 +40,11 @@ class ScoredPartition:
 
 
 class RankerScorer:
-    """A bundle that scores.
+    """A bundle that scores, as it is served: the bundle of a release is followed by the release's repair.
 
     Attributes:
         bundle: The verified bundle.
+        repair: Curves that its release was promoted with, null for most and for a bundle that is not sealed yet.
         ranker: Its ranker in evaluation mode.
         encoder: Turns examples into its inputs.
         device: Where it runs.
@@ -48,6 +52,7 @@ class RankerScorer:
 
     def __init__(self, bundle: Bundle, weights: str = SERVING, device: str = "cpu") -> None:
         self.bundle = bundle
+        self.repair = sealed_repair(bundle.path)
         self.ranker: Ranker = build_ranker(bundle, weights).to(device)
         self.encoder = Encoder(bundle.manifest.inputs, bundle.vocabularies)
         self.device = device
@@ -65,6 +70,8 @@ class RankerScorer:
         """
         shard = self.encoder.encode(examples, tail, known_until_ms)
         scores = expected(self.ranker, shard, self.device)
+        if self.repair is not None:
+            scores = self.repair.scores(scores)
         dot_N = np.full(len(examples), np.nan, np.float32)
         user_ND = np.full((len(examples), self.ranker.shape.dim), np.nan, np.float32)
         for batch in batches_of(shard):
@@ -76,6 +83,15 @@ class RankerScorer:
             user_ND[row_N] = users_ND.float().cpu().numpy()
             dot_N[row_N] = (users_ND * items_ND).sum(-1).float().cpu().numpy()
         return ScoredPartition(scores, dot_N, user_ND)
+
+
+def sealed_repair(bundle: Path) -> Repair | None:
+    """Reads the repair beside a sealed bundle; a run's own folder is no release, whatever an earlier attempt left in it.
+
+    Raises:
+        CheckpointError: If it cannot be understood.
+    """
+    return read_repair(bundle.parent) if (bundle.parent / RECORD).is_file() else None
 
 
 def expected(ranker: Ranker, shard: Shard, device: torch.device | str = "cpu") -> dict[str, np.ndarray]:

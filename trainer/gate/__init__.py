@@ -2,6 +2,7 @@
 
 from trainer.gate.judge import judge
 from trainer.gate.present import present
+from trainer.gate.repair import judge_and_repair
 from trainer.gate.run import run, write_verdict
 
-__all__ = ["judge", "present", "run", "write_verdict"]
+__all__ = ["judge", "judge_and_repair", "present", "run", "write_verdict"]

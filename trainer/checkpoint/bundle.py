@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import models
 from models.ranker import Ranker, RankerShape
+from trainer.checkpoint.header import check_header
 from trainer.errors import CheckpointError
 from trainer.schema.bundle import BUNDLE_VERSION, ITEMS, MANIFEST, OPTIMIZER, SERVING, TRANSFER, TRUNK, BundleManifest
 from trainer.schema.hashing import sha256_file, sha256_json
@@ -137,6 +138,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: Naming the file, and the tensor where one is at fault.
     """
+    check_header(file)
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
@@ -152,9 +154,13 @@ def build_ranker(bundle: Bundle, weights: str = SERVING) -> Ranker:
         CheckpointError: If tensors do not fit the shape that the manifest declares.
     """
     try:
-        ranker = models.build(bundle.shape)
-    except (TypeError, ValueError, KeyError) as error:
+        shape = bundle.shape
+        with torch.device("meta"):  # what a manifest claims takes no memory before the file agrees
+            claimed = models.build(shape).state_dict()
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError("the manifest's shape is no ranker's", where=bundle.path / MANIFEST, got=str(error)) from error
+    _check_fit({name: tuple(tensor.shape) for name, tensor in claimed.items()}, check_header(bundle.path / weights), bundle.path / weights)
+    ranker = models.build(shape)
     load_strictly(ranker, bundle.tensors(weights), bundle.path / weights)
     return ranker.eval()
 
@@ -165,16 +171,18 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], where: Path | s
     Raises:
         CheckpointError: Naming the first tensor that does not match.
     """
-    wanted = module.state_dict()
-    for name in sorted(set(wanted) | set(tensors)):
-        if name not in tensors or name not in wanted:
-            side = "missing in the file" if name not in tensors else "unknown to the ranker"
-            raise CheckpointError(f"a tensor is {side}", where=f"{where}: {name}")
-        if wanted[name].shape != tensors[name].shape:
-            raise CheckpointError(
-                "a tensor has another shape", where=f"{where}: {name}", got=tuple(tensors[name].shape), expected=tuple(wanted[name].shape)
-            )
+    wanted, got = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (module.state_dict(), tensors))
+    _check_fit(wanted, got, where)
     module.load_state_dict(tensors)
+
+
+def _check_fit(wanted: dict[str, tuple[int, ...]], got: dict[str, tuple[int, ...]], where: Path | str) -> None:
+    for name in sorted(set(wanted) | set(got)):
+        if name not in got or name not in wanted:
+            side = "missing in the file" if name not in got else "unknown to the ranker"
+            raise CheckpointError(f"a tensor is {side}", where=f"{where}: {name}")
+        if wanted[name] != got[name]:
+            raise CheckpointError("a tensor has another shape", where=f"{where}: {name}", got=got[name], expected=wanted[name])
 
 
 def _check_finite(tensors: dict[str, Tensor], file: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from trainer.errors import CheckpointError, nearest
 # Keys of hyper-parameters by which Hydra, Lightning's CLI and its loader choose what to construct (Lightning issue 21822).
 CLASS_KEYS = ("_target_", "_instantiator", "_class_path", "class_path", "_partial_")
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
+_ARCHIVE = b"PK\x03\x04"
 _SAFE = "save only its tensors: safetensors.torch.save_file(model.state_dict(), FILE)"
 
 
@@ -39,7 +41,7 @@ def read_state(file: Path, root: str | None = None) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise CheckpointError("no checkpoint here", where=file, expected="a file")
-    if zipfile.is_zipfile(file):
+    if _starts_with(file, _ARCHIVE):
         content = _read_torch(file)
     elif file.suffix == ".safetensors":
         content = _read_safetensors(file)
@@ -67,6 +69,11 @@ def read_lightning(file: Path) -> dict[str, Tensor]:
         CheckpointError: As `read_state`.
     """
     return read_state(file, "state_dict")
+
+
+def _starts_with(file: Path, magic: bytes) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(magic)) == magic
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -100,7 +107,7 @@ def _check_archive(file: Path) -> None:
                     raise CheckpointError("not an archive that torch wrote", where=f"{file}: {member.filename}", remedy=_SAFE)
             if (damaged := archive.testzip()) is not None:
                 raise CheckpointError("the checkpoint was altered: a checksum does not hold", where=f"{file}: {damaged}")
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
         raise CheckpointError("cannot read the checkpoint: it was cut or altered", where=file, got=str(error)) from error
 
 

@@ -26,7 +26,7 @@ from trainer.release import Registry
 from trainer.schema.bundle import BundleManifest
 from trainer.schema.features import FeatureSpec
 from trainer.schema.hashing import sha256_file, sha256_json
-from trainer.schema.inputs import InputSpec
+from trainer.schema.inputs import InputSpec, next_item_inputs
 from trainer.schema.plain import as_plain
 from trainer.schema.verdict import HOLD, PROMOTE
 from trainer.schema.vocabulary import Vocabulary
@@ -137,11 +137,7 @@ def read_source(config: ImportConfig) -> Source:
 
 def inputs_of(names: NameMap) -> InputSpec:
     """Returns the frozen interface: the declared one, or that of a pure next-item ranker."""
-    if names.inputs is not None:
-        return names.inputs
-    return InputSpec(
-        actions=[], history_actions=[], numeric=[], categorical={}, item_features={}, token_features={}, max_history=names.model.max_history
-    )
+    return names.inputs or next_item_inputs(names.model.max_history)
 
 
 def build(source: Source) -> Ranker:

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 
 from trainer import __version__
+from trainer.checkpoint import Bundle, read_bundle
 from trainer.config import NextItemConfig, RetrainConfig
 from trainer.errors import ConfigError, DataError
 from trainer.next_item.judge import judge, popularity_scorer, ranker_scorer
 from trainer.next_item.sequences import Sequences, read_sequences
 from trainer.next_item.train import Fitted, read_fitted, train
 from trainer.next_item.units import TEST, training_units
+from trainer.next_item.warm import with_catalogue
+from trainer.release import Registry
 from trainer.run_dir import RunDir
 from trainer.schema.files import write_text
 from trainer.schema.hashing import sha256_file, sha256_json
@@ -30,7 +33,8 @@ def run(config: RetrainConfig) -> Summary:
     """Trains and judges a next-item ranker.
 
     Args:
-        config: `next_item` must be set; besides it ``data.root``, `model`, `optimizer`, `schedule`, `fit`, `seed` and `run_dir` count.
+        config: `next_item` must be set; besides it ``data.root``, `model`, `optimizer`, `schedule`, `fit`, `seed`, `warm_start`, `registry`
+            and `run_dir` count.
 
     Returns:
         The summary that `summary.json` holds; its `objective` is NDCG on the validation items, because a sweep must not choose
@@ -48,11 +52,17 @@ def run(config: RetrainConfig) -> Summary:
         "read", None, lambda: _judgeable(read_sequences(root, spec)),
         tell=lambda done: (done.events, f"{done.users:,} users, {done.items:,} items, {int(done.judged_U.sum()):,} judged"),
     )  # fmt: skip
+    production = _production(config)
+    if production is not None:
+        sequences = with_catalogue(sequences, production)
     folder = job.path / NAME
-    key = [__version__, sha256_file(root / spec.path), spec, config.model, config.optimizer, config.schedule, config.fit, config.seed]
+    key = [
+        __version__, sha256_file(root / spec.path), spec, config.model, config.optimizer, config.schedule, config.fit, config.seed,
+        config.warm_start, production.sha256 if production else None,
+    ]  # fmt: skip
     fitted = job.stage(
-        "train", key, lambda: _train(config, spec, sequences, folder, key),
-        keep=lambda: read_fitted(folder, config.model, sequences.items),
+        "train", key, lambda: _train(config, spec, sequences, folder, key, production),
+        keep=lambda: read_fitted(folder),
         tell=lambda done: (sum(entry.positions for entry in done.curve), f"pass {done.chosen.number} of {len(done.curve)} is best"),
     )  # fmt: skip
     metrics = job.stage(
@@ -68,11 +78,24 @@ def _spec(config: RetrainConfig) -> NextItemConfig:
         raise ConfigError("the next-item objective needs a file of sequences", where="next_item", remedy="add experiment=ml1m")
     if config.fit.device == "ddp":
         raise ConfigError("the next-item objective trains on one device", where="fit.device", got="ddp", expected="auto, cpu or gpu")
-    if config.warm_start.source != "none":
-        raise ConfigError(
-            "the next-item objective starts cold", where="warm_start.source", got=config.warm_start.source, remedy="set warm_start=none"
-        )
     return config.next_item
+
+
+def _production(config: RetrainConfig) -> Bundle | None:
+    """Returns what is live in the registry, to start from; None for a cold start.
+
+    Raises:
+        ConfigError: If a warm start is asked for where nothing is live.
+    """
+    if config.warm_start.source == "none":
+        return None
+    live = Registry(Path(config.registry.root), config.registry.product).production_path()
+    if live is None:
+        raise ConfigError(
+            "there is no production to start from", where="registry.root", got=config.registry.root,
+            remedy="import one (scripts/import_checkpoint.py promote=true), or set warm_start=none",
+        )  # fmt: skip
+    return read_bundle(live / "bundle")
 
 
 def _judgeable(sequences: Sequences) -> Sequences:
@@ -85,14 +108,16 @@ def _judgeable(sequences: Sequences) -> Sequences:
     return sequences
 
 
-def _train(config: RetrainConfig, spec: NextItemConfig, sequences: Sequences, folder: Path, key: Any) -> Fitted:
+def _train(
+    config: RetrainConfig, spec: NextItemConfig, sequences: Sequences, folder: Path, key: Any, production: Bundle | None
+) -> Fitted:
     """Trains; what another configuration left in the folder is no start for this one."""
     digest, mark = sha256_json(as_plain(key)), folder / "key"
     if not mark.is_file() or mark.read_text() != digest:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(mark, digest)
-    return train(config, sequences, spec.top_k, spec.validate_every, folder)
+    return train(config, sequences, spec.top_k, spec.validate_every, folder, production)
 
 
 def _evaluate(config: RetrainConfig, spec: NextItemConfig, sequences: Sequences, fitted: Fitted) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from safetensors.torch import load_file, save_file
@@ -23,7 +24,10 @@ from torch import Tensor
 import models
 from models.batch import Batch
 from models.losses import full_softmax
+from models.packing import pack
 from models.ranker import Ranker, RankerShape
+from trainer import __version__
+from trainer.checkpoint import Bundle, build_ranker, read_bundle, write_bundle
 from trainer.config import FitConfig, ModelConfig, RetrainConfig
 from trainer.data import BatchModule, BatchPlan, Shard, ShardStore, plan_batches
 from trainer.data.shards import ShardKey
@@ -35,11 +39,17 @@ from trainer.fit.task import RankingTask
 from trainer.next_item.judge import catalogue, judge, ranker_scorer
 from trainer.next_item.sequences import Sequences
 from trainer.next_item.units import VALIDATION, training_units
+from trainer.next_item.warm import Start, begin, vocabulary_of
+from trainer.schema.bundle import BundleManifest
+from trainer.schema.features import FeatureSpec
 from trainer.schema.files import write_text
+from trainer.schema.inputs import next_item_inputs
+from trainer.schema.plain import as_plain
 from trainer.schema.vocabulary import RESERVED_ROWS
 
 BEST = "best.safetensors"
 CURVE = "curve.json"
+BUNDLE = "bundle"
 _SHARD = ShardKey("train", 0)
 
 
@@ -85,10 +95,15 @@ class Fitted:
 class NextItemTask(RankingTask):
     """Cross-entropy of the next item over the whole catalogue."""
 
-    def loss(self, learner: Learner, batch: Batch, step: int) -> Tensor:
-        """Returns the mean loss of the batch's targets."""
-        user_ND = learner.ranker.user_vectors(batch)
-        return full_softmax(user_ND, catalogue(learner.ranker), batch.target_item_N - RESERVED_ROWS)
+    def losses(self, learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the mean loss of the batch's targets; nobody teaches."""
+        ranker = learner.ranker
+        if ranker.shape.positions or ranker.shape.padding is not None:  # one window for all of a unit's targets, as its own code trains
+            user_ND = ranker.states(batch).index_select(0, pack(batch).state_N)
+        else:
+            user_ND = ranker.user_vectors(batch)
+        loss = full_softmax(user_ND, catalogue(ranker), batch.target_item_N - RESERVED_ROWS)
+        return loss, loss.new_zeros(())
 
 
 class EachPass(Callback):
@@ -173,7 +188,9 @@ def line(entry: PassLog, passes: int) -> str:
     )
 
 
-def train(config: RetrainConfig, sequences: Sequences, top_k: int, every: int, folder: Path) -> Fitted:
+def train(
+    config: RetrainConfig, sequences: Sequences, top_k: int, every: int, folder: Path, production: Bundle | None = None
+) -> Fitted:
     """Trains a ranker, or goes on where a killed run stopped.
 
     Args:
@@ -182,11 +199,13 @@ def train(config: RetrainConfig, sequences: Sequences, top_k: int, every: int, f
         top_k: NDCG of lists of this length chooses.
         every: Passes between judgements.
         folder: Folder for shards, checkpoint and weights.
+        production: What to start from; its items belong to the catalogue. None starts cold.
 
     Returns:
-        The ranker of the best judged pass.
+        The ranker of the best judged pass, also as a bundle below `folder`.
 
     Raises:
+        CheckpointError: If the warm start is refused, or does not reproduce production.
         TrainingError: If training diverges, or a checkpoint belongs to another plan.
     """
     store, model = ShardStore(folder / "shards"), config.model
@@ -198,30 +217,56 @@ def train(config: RetrainConfig, sequences: Sequences, top_k: int, every: int, f
     if config.fit.threads:
         torch.set_num_threads(config.fit.threads)
     torch.manual_seed(config.seed)
-    ranker = models.build(shape_of(model, sequences.items))
+    ranker = models.build(shape_of(model, sequences.items, production))
+    start = Start({}, None)
+    if production is not None:
+        start = begin(config.warm_start, ranker, sequences, production, model.max_history, config.seed)
 
     def validate(candidate: Ranker) -> dict[str, float]:
         return judge(ranker_scorer(candidate), sequences, VALIDATION, model.max_history, top_k)
 
     passes = EachPass(pass_ends(plan, store.read(_SHARD)), validate, f"ndcg@{top_k}", every, folder)
-    _fit(config, ranker, BatchModule(store, plan, config.fit.workers), passes, folder)
+    _fit(config, ranker, BatchModule(store, plan, config.fit.workers), passes, folder, start.moments if production else None)
+    _write(config, ranker, sequences, start.report, folder, production)
     write_text(folder / CURVE, json.dumps([asdict(entry) for entry in passes.curve], indent=1))
-    return read_fitted(folder, model, sequences.items)
+    return read_fitted(folder)
 
 
-def read_fitted(folder: Path, model: ModelConfig, items: int) -> Fitted:
+def read_fitted(folder: Path) -> Fitted:
     """Reads what `train` left in a folder."""
     curve = [PassLog(**entry) for entry in json.loads((folder / CURVE).read_text())]
-    ranker = models.build(shape_of(model, items))
-    ranker.load_state_dict(load_file(folder / BEST))
-    return Fitted(ranker.eval(), curve)
+    return Fitted(build_ranker(read_bundle(folder / BUNDLE)), curve)
 
 
-def shape_of(model: ModelConfig, items: int) -> RankerShape:
-    """Returns the shape of a pure next-item ranker: items are all it knows."""
+def _write(
+    config: RetrainConfig, ranker: Ranker, sequences: Sequences, report: dict[str, Any] | None, folder: Path, production: Bundle | None
+) -> None:
+    """Writes the best pass as a bundle. Without moments: those of the last step are not of the best pass."""
+    weights, vocabulary = load_file(folder / BEST), vocabulary_of(sequences)
+    manifest = BundleManifest(
+        code_version=__version__, shape=as_plain(ranker.shape), inputs=next_item_inputs(config.model.max_history),
+        features=as_plain(FeatureSpec()), labels={}, value={"version": "", "weights": {}},
+        config={"model": as_plain(config.model), "optimizer": as_plain(config.optimizer), "schedule": as_plain(config.schedule)},
+        axes={name: list(axes) for name, axes in ranker.axes().items()}, trained={}, seed=config.seed,
+        parent=production.sha256 if production else None, space_id=production.manifest.space_id if production else "",
+    )  # fmt: skip
+    write_bundle(
+        folder / BUNDLE, manifest, trunk=weights, serving=weights, optimizer={}, vocabularies={vocabulary.name: vocabulary},
+        items=pa.table({"item": vocabulary.keys}), transfer=report,
+    )  # fmt: skip
+
+
+def shape_of(model: ModelConfig, items: int, production: Bundle | None = None) -> RankerShape:
+    """Returns the shape of a pure next-item ranker: items are all it knows.
+
+    A warm start keeps production's norms: at another width RMSNorm has the same function only if eps x dim stays.
+    """
+    values = model.shape_values()
+    if production is not None and production.shape.norm == "rms":
+        values["norm_eps"] = production.shape.norm_eps * production.shape.dim / model.dim
     return RankerShape(
         architecture=model.name, actions=(), history_actions=(), vocabularies={"item": items + RESERVED_ROWS}, item_vocabulary="item",
-        **model.shape_values(),
+        **values,
     )  # fmt: skip
 
 
@@ -231,16 +276,21 @@ def pass_ends(plan: BatchPlan, units: Shard) -> list[int]:
     return [int(step) for step in np.flatnonzero(done % units.units == 0) + 1]
 
 
-def _fit(config: RetrainConfig, ranker: Ranker, data: BatchModule, passes: EachPass, folder: Path) -> None:
+def _fit(
+    config: RetrainConfig, ranker: Ranker, data: BatchModule, passes: EachPass, folder: Path, carried: dict[str, dict[str, Tensor]] | None
+) -> None:
+    """Trains; `carried` are the moments of a warm start, None for a cold one."""
     resume = folder / "resume.ckpt"
     task = NextItemTask(
         ranker,
         action_weights={},
         optimizer=config.optimizer,
-        schedule=schedule_of(config.schedule, data.plan.steps, warm=False, anneal=True),  # its passes are judged, none is a parent
+        # Annealed: its passes are judged, and the best one is kept.
+        schedule=schedule_of(config.schedule, data.plan.steps, warm=carried is not None, anneal=True),
         ema_decay=config.fit.ema_decay,
         seed=config.seed,
         max_skipped_steps=config.fit.max_skipped_steps,
+        initial_moments=carried,
     )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():

@@ -32,7 +32,7 @@ def training_units(sequences: Sequences, max_history: int) -> Shard:
     from_end_N = np.cumsum(units_U)[user_N] - 1 - np.arange(len(user_N))
     stop_N = end_U[user_N] - 1 - from_end_N * max_history
     first_N = np.maximum(stop_N - max_history, begin_U[user_N])
-    return _shard(sequences, user_N, first_N, stop_N, np.where(first_N == begin_U[user_N], 0, 1))
+    return cut_units(sequences, user_N, first_N, stop_N, np.where(first_N == begin_U[user_N], 0, 1))
 
 
 def questions(sequences: Sequences, which: int, max_history: int) -> Shard:
@@ -50,7 +50,7 @@ def questions(sequences: Sequences, which: int, max_history: int) -> Shard:
     user_N = np.flatnonzero(sequences.judged_U)
     stop_N = sequences.offsets_U1[1:][user_N] - which
     first_N = np.maximum(stop_N - max_history, sequences.offsets_U1[:-1][user_N])
-    return _shard(sequences, user_N, first_N, stop_N, stop_N - first_N)
+    return cut_units(sequences, user_N, first_N, stop_N, stop_N - first_N)
 
 
 def seen_before(sequences: Sequences, user_N: np.ndarray, which: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +64,7 @@ def seen_before(sequences: Sequences, user_N: np.ndarray, which: int) -> tuple[n
     return np.repeat(np.arange(len(user_N)), length_N), sequences.item_E[_ranges(begin_N, length_N)]
 
 
-def _shard(sequences: Sequences, user_N: np.ndarray, first_N: np.ndarray, stop_N: np.ndarray, position_N: np.ndarray) -> Shard:
+def cut_units(sequences: Sequences, user_N: np.ndarray, first_N: np.ndarray, stop_N: np.ndarray, position_N: np.ndarray) -> Shard:
     """Builds units with the tokens ``[first, stop)`` and the targets from `position_N` up to the one behind the last token."""
     row_E = sequences.item_E + RESERVED_ROWS
     tokens_N = stop_N - first_N

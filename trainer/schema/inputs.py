@@ -70,3 +70,10 @@ class InputSpec:
         """Names of all vocabularies the ranker needs, without repeats."""
         names = [self.item_vocabulary, *self.item_features.values(), *self.token_features.values(), *self.categorical.values()]
         return list(dict.fromkeys(names))
+
+
+def next_item_inputs(max_history: int) -> InputSpec:
+    """Returns the interface of a pure next-item ranker: items are all it reads, and it predicts no action."""
+    return InputSpec(
+        actions=[], history_actions=[], numeric=[], categorical={}, item_features={}, token_features={}, max_history=max_history
+    )

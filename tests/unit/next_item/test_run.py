@@ -54,7 +54,7 @@ def test_the_written_weights_repeat_the_written_numbers(tmp_path):
     config = configured(write(tmp_path), tmp_path / "run", **{"fit.passes": 3})
     summary = run(config)
     sequences = read_sequences(tmp_path, config.next_item)
-    fitted = read_fitted(tmp_path / "run" / "next_item", config.model, sequences.items)
+    fitted = read_fitted(tmp_path / "run" / "next_item")
     assert judge(ranker_scorer(fitted.ranker), sequences, TEST, 200, 1) == summary.challenger["next_item"]
 
 
@@ -71,7 +71,7 @@ def test_a_finished_training_is_kept_and_a_changed_one_is_not(tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"fit.device": "ddp"}, "one device"), ({"warm_start.source": "production"}, "starts cold")],
+    [({"fit.device": "ddp"}, "one device"), ({"warm_start.source": "production"}, "no production to start from")],
 )
 def test_settings_without_meaning_are_refused(tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):

@@ -75,14 +75,14 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
     class Interrupted(Exception):
         pass
 
-    def interrupt(self, batch):
+    def interrupt(self, *of_the_step):
         if self.trainer.datamodule.cursor == stopped_at:
             raise Interrupted
-        return loss(self, batch)
+        return losses(self, *of_the_step)
 
-    loss = NextItemTask.loss
+    losses = NextItemTask.losses
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(NextItemTask, "loss", interrupt)
+        patch.setattr(NextItemTask, "losses", interrupt)
         fit(tmp_path / "stopped")
     assert (tmp_path / "stopped" / "resume.ckpt").exists()
     resumed = fit(tmp_path / "stopped")
@@ -96,14 +96,14 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_never_finite_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(NextItemTask, "loss", lambda self, batch: self.ranker.embedding.bos.sum() * float("nan"))
+    monkeypatch.setattr(NextItemTask, "losses", lambda self, *of_the_step: (self.ranker.embedding.bos.sum() * float("nan"),) * 2)
     with pytest.raises(TrainingError, match="diverged"):
         fit(tmp_path, passes=30)
 
 
 def test_what_was_trained_is_read_again(tmp_path):
     fitted = fit(tmp_path)
-    again = read_fitted(tmp_path, MODEL, CYCLE)
+    again = read_fitted(tmp_path)
     assert again.curve == fitted.curve and not again.ranker.training
     assert all(torch.equal(again.ranker.state_dict()[name], tensor) for name, tensor in fitted.ranker.state_dict().items())
 

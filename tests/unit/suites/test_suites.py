@@ -13,7 +13,7 @@ from tests.unit.suites.conftest import DAY, POLICY, model
 from trainer.config import SuiteRunConfig
 from trainer.errors import ConfigError, DataError, RegistryError
 from trainer.gate import judge
-from trainer.gate.suites import rows_where
+from trainer.gate.suites import doubted, rows_where
 from trainer.release import Registry
 from trainer.schema.policy import RuleSet
 from trainer.schema.predictions import CHALLENGER, PRODUCTION
@@ -290,3 +290,14 @@ def test_records_are_read_strictly(suite: Suite, bad_run: Path):
         path.write_text(json.dumps({**values, **change}))
         with pytest.raises(RegistryError):
             store(suite("list")).read("push_storm")
+
+
+@pytest.mark.parametrize(("family", "outcome", "p", "held"), [
+    ("suite", "pass", 0.01, True), ("suite", "not_testable", 0.01, True), ("suite", "pass", 0.2, False), ("suite", "pass", None, False),
+    ("suite", "fail", 0.001, False), ("ranking", "pass", 0.01, False),
+])  # fmt: skip
+def test_a_chosen_slice_that_looks_worse_alone_is_held(family: str, outcome: str, p: float | None, held: bool):
+    check = Check(name="ne", family=family, action="click", slice="suite=turkey", outcome=outcome, p=p, sentence="NE of click")
+    [found] = doubted([check], POLICY)
+    assert found.outcome == ("hold" if held else outcome)
+    assert ("somebody should look" in found.sentence) == held

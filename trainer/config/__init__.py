@@ -6,11 +6,12 @@ they come from (also ``++typo=1``, which Hydra itself lets pass), with the neare
 
 from trainer.config.backtest import ArmConfig, BacktestConfig
 from trainer.config.injection import InjectConfig
+from trainer.config.importing import ImportConfig
 from trainer.config.inputs import RebuildConfig, ScanConfig
 from trainer.config.jobs import CompareRunConfig, GateRunConfig, ReleaseRunConfig, RetrainConfig, ScanRunConfig, SimulateConfig
 from trainer.config.judging import EvaluationConfig, ValueConfig
 from trainer.config.load import load, resolve_log_spec
-from trainer.config.shipping import DownstreamConfig, ExportConfig, RegistryConfig, ReleaseConfig, TrackingConfig
+from trainer.config.shipping import DownstreamConfig, ExportConfig, FeatureTable, RegistryConfig, ReleaseConfig, TrackingConfig
 from trainer.config.suites import SuiteRunConfig
 from trainer.config.training import DistillConfig, FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
 
@@ -24,6 +25,7 @@ __all__ = [
     "ExportConfig",
     "FitConfig",
     "GateRunConfig",
+    "ImportConfig",
     "InjectConfig",
     "ModelConfig",
     "NextItemConfig",

@@ -43,12 +43,43 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureTable:
+    """A feature table of the team that owns the final model.
+
+    Attributes:
+        path: Parquet file, or a folder of them.
+        on: Join key: columns that the table and the rows share, of ``user``, ``item``, ``request``, ``time``.
+        columns: Features; null takes every other column.
+        known_at: Column with the instant (ms) from which a row held: each request reads the newest row known before it. Without it a
+            key comes once.
+    """
+
+    path: str
+    on: list[str]
+    columns: list[str] | None = None
+    known_at: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.on:
+            raise ConfigError(
+                "a feature table without a join key", where="downstream.tables", got=self.path, expected="on: [user] or the like"
+            )
+        for name in self.on:
+            choice("downstream.tables.on", name, ("user", "item", "request", "time"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class DownstreamConfig:
     """The final ranking model behind the embeddings.
 
     Attributes:
-        enabled: Whether LightGBM is trained with and without the exported features (needs the extra ``downstream``).
+        enabled: Whether a final model is trained with and without the exported features (needs the extra ``downstream``).
+        library: ``lightgbm`` or ``catboost``.
+        objective: ``binary`` predicts the action; ``ranking`` orders the rows of a request (or of a user's day) by it.
         action: Binary action it predicts; null takes the first gated one.
+        tables: The team's own feature tables, joined to the rows of both arms.
+        ablation: Whether a model with the scalars alone and one with the vectors alone are trained too.
+        live: Models that are live now; each is replayed, frozen, on the new features before they are released.
         trees: Boosting rounds.
         leaves: Leaves a tree.
         learning_rate: Shrinkage.
@@ -58,7 +89,12 @@ class DownstreamConfig:
     """
 
     enabled: bool = True
+    library: str = "lightgbm"
+    objective: str = "binary"
     action: str | None = None
+    tables: list[FeatureTable] = field(default_factory=list)
+    ablation: bool = True
+    live: str | None = None
     trees: int = 150
     leaves: int = 31
     learning_rate: float = 0.05
@@ -68,6 +104,8 @@ class DownstreamConfig:
     def __post_init__(self) -> None:
         for name in ("trees", "learning_rate", "max_rows", "threads"):
             positive(f"downstream.{name}", getattr(self, name))
+        choice("downstream.library", self.library, ("lightgbm", "catboost"))
+        choice("downstream.objective", self.objective, ("binary", "ranking"))
         if self.leaves < 2:
             raise ConfigError("a tree needs two leaves", where="downstream.leaves", got=self.leaves)
 

@@ -3,8 +3,22 @@
 from trainer.downstream.arms import lift
 from trainer.downstream.assemble import assemble
 from trainer.downstream.baseline import baseline
-from trainer.downstream.booster import Booster, LightGBM, Model
+from trainer.downstream.booster import Booster, CatBoost, LightGBM, Model, make_booster
 from trainer.downstream.features import Encoder, Features
+from trainer.downstream.join import join_tables
 from trainer.downstream.replay import replay
 
-__all__ = ["Booster", "Encoder", "Features", "LightGBM", "Model", "assemble", "baseline", "lift", "replay"]
+__all__ = [
+    "Booster",
+    "CatBoost",
+    "Encoder",
+    "Features",
+    "LightGBM",
+    "Model",
+    "assemble",
+    "baseline",
+    "join_tables",
+    "lift",
+    "make_booster",
+    "replay",
+]

@@ -1,8 +1,8 @@
 """What the exported features are worth to the final model, on rows that nothing behind them was trained on.
 
-Two leaks are shut out. The rows are the holdout: the ranker's weights have never seen them, else its score would carry their labels
-and the final model would trust it too much. And each final model is judged on users that it was not trained on: users are split into
-two halves by a hash; a model trained on one half predicts the other.
+Two leaks are shut out. The judged rows are the holdout: the ranker's weights have never seen them, else its score would carry their
+labels and the final model would trust it too much. And no final model is judged on what it was trained on: it is trained on earlier
+days, whose embeddings were made by weights that had not seen them either, or, where there are none, on the other half of the users.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainer.config import DownstreamConfig
-from trainer.downstream.booster import Booster, LightGBM
-from trainer.downstream.features import Encoder, check_columns
-from trainer.downstream.table import labels_of, newest, ripe, weights_of
+from trainer.downstream.booster import Booster, make_booster
+from trainer.downstream.features import VECTOR, Encoder, check_columns, kind_of
+from trainer.downstream.table import REQUEST, labels_of, newest, ripe, slates_of, weights_of
 from trainer.errors import ConfigError
-from trainer.metrics import Estimate, Rows, arrange, auc, interval, normalised_loss, ratio
-from trainer.schema.downstream import NOT_TESTABLE, OK, WITH, WITHOUT, Arm, DownstreamReport, Interval
+from trainer.metrics import Estimate, Rows, arrange, auc, interval, ndcg, normalised_loss, ratio
+from trainer.schema.downstream import NOT_TESTABLE, OK, SCALARS, VECTORS, WITH, WITHOUT, Arm, DownstreamReport, Interval
 from trainer.schema.ids import hash_ids
 
 FOLDS = 2
@@ -30,7 +31,10 @@ MIN_ROWS = 500
 MIN_USERS = 40
 MIN_CLASS_ROWS = 25  # of each class, in each half
 
+MIN_SLICE_ROWS = 500
+
 TOP_FEATURES = 20
+TOP_K = 10
 
 
 def lift(
@@ -40,6 +44,9 @@ def lift(
     embedding_columns: Sequence[str],
     config: DownstreamConfig,
     seed: int,
+    *,
+    earlier: pa.Table | None = None,
+    slices: Sequence[str] = (),
     booster: Booster | None = None,
 ) -> DownstreamReport:
     """Compares the final model with and without the exported features.
@@ -49,9 +56,12 @@ def lift(
         action: Binary action.
         feature_columns: Features of the arm ``without``.
         embedding_columns: What the arm ``with`` has on top: pair scalars, vectors (fixed-size lists).
-        config: Size of the model.
+        config: Library, objective and size of the model.
         seed: Seed.
-        booster: Library; default LightGBM.
+        earlier: Rows of earlier days with embeddings as of each day: the models are trained on these and judged on `table`. Without
+            them, each half of the holdout's users is judged by models that were trained on the other half.
+        slices: Columns of `table` whose values are slices in which the final score's calibration is reported.
+        booster: Library; default the configured one.
 
     Returns:
         The report; status ``not_testable`` with the reason where the rows cannot tell.
@@ -65,93 +75,154 @@ def lift(
     for columns in (["user"], list(feature_columns), [*feature_columns, *embedding_columns]):
         check_columns(table, columns)
     table = newest(ripe(table, action), config.max_rows)
-    label_N, weight_N = labels_of(table, action), weights_of(table)
-    user_N = hash_ids(table["user"])
-    fold_N = (user_N % np.uint64(FOLDS)).astype(np.int64)
+    sample = _sample(table, action, None if earlier is None else newest(ripe(earlier, action), config.max_rows), config.objective)
     report = DownstreamReport(
-        status=OK, action=action, rows=len(label_N), users=len(np.unique(user_N)), positives=int((label_N > 0).sum()), seed=seed
-    )
-    if reason := _not_testable(label_N, fold_N, report):
+        status=OK, action=action, rows=len(sample.label_N), users=len(np.unique(sample.user_N)), seed=seed, library=config.library,
+        positives=int((sample.label_N > 0).sum()), objective=config.objective,
+        trained_on="other users of the judged days" if earlier is None else "earlier days, embeddings as of each",
+    )  # fmt: skip
+    if reason := _not_testable(sample, report):
         return dataclasses.replace(report, status=NOT_TESTABLE, reason=reason)
-    booster = booster or LightGBM(config.trees, config.leaves, config.learning_rate, config.threads, seed)
-    stop_N = user_N // np.uint64(FOLDS) % np.uint64(STOP_SHARE) == 0
-    sample = _Sample(table, label_N, weight_N, fold_N, stop_N)
-    arms = {WITHOUT: _cross_fit(sample, feature_columns, booster)}
-    arms[WITH] = _cross_fit(sample, [*feature_columns, *embedding_columns], booster)
-    return _judged(report, arms, label_N, arrange(user_N, weight_N=weight_N))
+    booster = booster or make_booster(config, config.objective, seed)
+    vectors = [name for name in embedding_columns if kind_of(table.schema.field(name)) == VECTOR]
+    scalars = [name for name in embedding_columns if name not in vectors]
+    extra: dict[str, list[str]] = {WITHOUT: [], WITH: list(embedding_columns)}
+    if config.ablation and vectors and scalars:
+        extra |= {SCALARS: scalars, VECTORS: vectors}
+    arms = {name: _fitted(sample, [*feature_columns, *columns], booster) for name, columns in extra.items()}
+    return _judged(report, arms, sample, slices)
 
 
 @dataclass(frozen=True)
 class _Sample:
+    """Judged rows and, where they are others, training rows; `stop_N` marks training rows that decide when boosting stops."""
+
     table: pa.Table
     label_N: np.ndarray
     weight_N: np.ndarray
-    fold_N: np.ndarray
-    stop_N: np.ndarray
+    user_N: np.ndarray
+    slate_N: np.ndarray | None
+    earlier: _Sample | None = None
+
+    @property
+    def fold_N(self) -> np.ndarray:
+        return (self.user_N % np.uint64(FOLDS)).astype(np.int64)
+
+    @property
+    def stop_N(self) -> np.ndarray:
+        return self.user_N // np.uint64(FOLDS) % np.uint64(STOP_SHARE) == 0
+
+    def where(self, keep_N: np.ndarray) -> _Sample:
+        slate_N = None if self.slate_N is None else self.slate_N[keep_N]
+        return _Sample(self.table.filter(pa.array(keep_N)), self.label_N[keep_N], self.weight_N[keep_N], self.user_N[keep_N], slate_N)
 
 
 @dataclass(frozen=True)
-class _CrossFit:
+class _Fitted:
     score_N: np.ndarray
     features: int
     trees: list[int]
     gain: dict[str, float]
 
 
-def _not_testable(label_N: np.ndarray, fold_N: np.ndarray, report: DownstreamReport) -> str | None:
+def _sample(table: pa.Table, action: str, earlier: pa.Table | None, objective: str) -> _Sample:
+    slate_N = slates_of(table) if objective == "ranking" or REQUEST in table.column_names else None
+    before = None if earlier is None else _sample(earlier, action, None, objective)
+    return _Sample(table, labels_of(table, action), weights_of(table), hash_ids(table["user"]), slate_N, before)
+
+
+def _not_testable(sample: _Sample, report: DownstreamReport) -> str | None:
     if report.rows < MIN_ROWS:
         return f"{report.rows} rows with a ripe label; {MIN_ROWS} are needed"
     if report.users < MIN_USERS:
         return f"{report.users} users; {MIN_USERS} are needed"
-    for fold in range(FOLDS):
-        positives, rows = int((label_N[fold_N == fold] > 0).sum()), int((fold_N == fold).sum())
+    parts = [sample.label_N[sample.fold_N == fold] for fold in range(FOLDS)]
+    if sample.earlier is not None:
+        parts = [sample.label_N, sample.earlier.label_N]
+    for label_M in parts:
+        positives, rows = int((label_M > 0).sum()), len(label_M)
         if min(positives, rows - positives) < MIN_CLASS_ROWS:
-            return f"{positives} positives among {rows} rows in one half of the users; {MIN_CLASS_ROWS} of each class are needed"
+            where = "in one half of the users" if sample.earlier is None else "of the earlier or of the judged days"
+            return f"{positives} positives among {rows} rows {where}; {MIN_CLASS_ROWS} of each class are needed"
     return None
 
 
-def _cross_fit(sample: _Sample, columns: Sequence[str], booster: Booster) -> _CrossFit:
-    """Scores each half of the users by a model that was trained on the other."""
+def _fitted(sample: _Sample, columns: Sequence[str], booster: Booster) -> _Fitted:
+    """Scores the judged rows by a model of the earlier days, or each half of the users by a model of the other half."""
     score_N = np.full(len(sample.label_N), np.nan)
     trees: list[int] = []
     gain: dict[str, float] = {}
     width = 0
-    for fold in range(FOLDS):
-        judged_N = sample.fold_N == fold
-        train = sample.table.filter(pa.array(~judged_N))
-        encoder = Encoder.fit(train, columns)
-        features = encoder.encode(train)
-        stop_N = sample.stop_N[~judged_N]
-        model = booster.fit(features, sample.label_N[~judged_N], sample.weight_N[~judged_N], stop_N if stop_N.any() else None)
-        score_N[judged_N] = model.predict(encoder.encode(sample.table.filter(pa.array(judged_N))))
+    for fold in range(1 if sample.earlier is not None else FOLDS):
+        judged_N = np.ones(len(score_N), bool) if sample.earlier is not None else sample.fold_N == fold
+        train = sample.earlier if sample.earlier is not None else sample.where(~judged_N)
+        encoder = Encoder.fit(train.table, columns)
+        stop_N = train.stop_N if train.stop_N.any() else None
+        model = booster.fit(encoder.encode(train.table), train.label_N, train.weight_N, stop_N, train.slate_N)
+        features = encoder.encode(sample.table.filter(pa.array(judged_N)))
+        score_N[judged_N] = model.predict(features)
         trees.append(model.trees)
         width = len(features.names)
         for name, value in model.importance().items():
             gain[name] = gain.get(name, 0.0) + value
-    return _CrossFit(score_N, width, trees, gain)
+    return _Fitted(score_N, width, trees, gain)
 
 
-def _judged(report: DownstreamReport, arms: dict[str, _CrossFit], label_N: np.ndarray, rows: Rows) -> DownstreamReport:
-    ne = {name: normalised_loss("binary", arm.score_N, label_N, rows) for name, arm in arms.items()}
-    area = {name: auc(arm.score_N, label_N, rows) for name, arm in arms.items()}
+def _judged(report: DownstreamReport, arms: dict[str, _Fitted], sample: _Sample, slices: Sequence[str]) -> DownstreamReport:
+    rows = arrange(sample.user_N, weight_N=sample.weight_N)
+    measured = {name: _metrics(arm.score_N, sample, rows, report.objective) for name, arm in arms.items()}
+    lifts = {
+        name: {key: _interval(value.minus(measured[WITHOUT][key]), rows) for key, value in values.items() if key != "ratio"}
+        for name, values in measured.items()
+        if name != WITHOUT
+    }
     return dataclasses.replace(
         report,
         arms={
-            name: Arm(
-                features=arm.features, trees=arm.trees, ne=_interval(ne[name], rows), auc=_interval(area[name], rows),
-                ratio=_interval(ratio(arm.score_N, label_N, rows), rows),
-            )
+            name: Arm(features=arm.features, trees=arm.trees, **{key: _interval(value, rows) for key, value in measured[name].items()})
             for name, arm in arms.items()
         },
-        lift={"ne": _interval(ne[WITH].minus(ne[WITHOUT]), rows), "auc": _interval(area[WITH].minus(area[WITHOUT]), rows)},
+        lift=lifts[WITH],
+        ablation={name: lifts[name] for name in (SCALARS, VECTORS) if name in lifts},
+        slices={} if report.objective == "ranking" else _by_slice(arms, sample, slices),
         importance=_shares(arms[WITH].gain),
-    )  # fmt: skip
+    )
+
+
+def _metrics(score_N: np.ndarray, sample: _Sample, rows: Rows, objective: str) -> dict[str, Estimate]:
+    found = {"auc": auc(score_N, sample.label_N, rows)}
+    if objective != "ranking":
+        found["ne"] = normalised_loss("binary", score_N, sample.label_N, rows)
+        found["ratio"] = ratio(score_N, sample.label_N, rows)
+    if sample.slate_N is not None:
+        found["ndcg"] = ndcg(score_N, sample.label_N, sample.slate_N, rows, TOP_K)
+    return found
+
+
+def _by_slice(arms: dict[str, _Fitted], sample: _Sample, slices: Sequence[str]) -> dict[str, dict[str, Interval]]:
+    """Calibration of the final score in every slice of at least `MIN_SLICE_ROWS` rows."""
+    found: dict[str, dict[str, Interval]] = {}
+    for column in slices:
+        values = pc.fill_null(sample.table[column].cast(pa.string()), "null").combine_chunks().dictionary_encode()
+        code_N = values.indices.to_numpy()
+        rows = arrange(sample.user_N, code_N, len(values.dictionary), sample.weight_N)
+        measured = {name: ratio(arms[name].score_N, sample.label_N, rows) for name in (WITHOUT, WITH)}
+        ends = {name: (estimate.value_G, *interval(estimate, rows)) for name, estimate in measured.items()}
+        for code in np.argsort(-rows.n_G, kind="stable"):
+            if rows.n_G[code] >= MIN_SLICE_ROWS:
+                key = f"{column}={values.dictionary[int(code)].as_py()}"
+                found[key] = {name: _ends(*(end_G[code] for end_G in triple)) for name, triple in ends.items()}
+    return found
 
 
 def _interval(estimate: Estimate, rows: Rows) -> Interval:
     low_G, high_G = interval(estimate, rows)
-    ends = [float(end_G[0]) if np.isfinite(end_G[0]) else None for end_G in (low_G, high_G)]
-    return Interval(value=float(estimate.value_G[0]), low=ends[0], high=ends[1])
+    return _ends(estimate.value_G[0], low_G[0], high_G[0])
+
+
+def _ends(value: float, low: float, high: float) -> Interval:
+    low_or_none, high_or_none = (float(end) if np.isfinite(end) else None for end in (low, high))
+    return Interval(value=float(value), low=low_or_none, high=high_or_none)
 
 
 def _shares(gain: dict[str, float]) -> dict[str, float]:

@@ -1,23 +1,56 @@
-"""Scores matrices by a LightGBM text model; run as a program, in a process of its own.
+"""Scores matrices by a frozen model; run as a program, in a process of its own.
 
-The library's parser trusts its input: a damaged file can abort the process (an exception inside an OpenMP region). Here that kills a
-child, and the parent reports a damaged file. It imports nothing of trainer, so that it runs wherever its file lies.
+The libraries' parsers trust their input: a damaged file can abort the process (an exception inside an OpenMP region). Here that kills
+a child, and the parent reports a damaged file. It imports nothing of trainer, so that it runs wherever its file lies.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
+
+_PROBABILITY = ("Logloss", "CrossEntropy")
+
+
+def lightgbm(model: str, threads: int, matrices: list[str]) -> None:
+    """Reads a LightGBM model and scores each matrix."""
+    from lightgbm import Booster
+
+    fitted = Booster(model_file=model)
+    for matrix in matrices:
+        _write(matrix, fitted.predict(np.load(matrix), num_threads=threads))
+
+
+def catboost(model: str, threads: int, matrices: list[str]) -> None:
+    """Reads a CatBoost model, prints what it is, and scores each matrix."""
+    from catboost import CatBoost
+
+    fitted = CatBoost()
+    fitted.load_model(model, format="json" if model.endswith(".json") else "cbm")
+    loss = str(fitted.get_all_params().get("loss_function", "none"))
+    about = {
+        "objective": "binary" if loss in _PROBABILITY else loss,
+        "names": [str(name) for name in fitted.feature_names_],
+        "categorical": [int(index) for index in fitted.get_cat_feature_indices()],
+    }
+    print(json.dumps(about))
+    for matrix in matrices:
+        form = "Probability" if loss in _PROBABILITY else "RawFormulaVal"
+        score = np.asarray(fitted.predict(np.load(matrix), prediction_type=form, thread_count=threads))
+        _write(matrix, score[:, 1] if score.ndim == 2 else score)
+
+
+def _write(matrix: str, score: object) -> None:
+    np.save(f"{matrix}.scores.npy", np.asarray(score, np.float64))
 
 
 def main(model: str, threads: str, *matrices: str) -> None:
     """Reads the model, and for each ``X.npy`` (float32 [N, F]) writes ``X.npy.scores.npy`` (float64 [N])."""
-    import lightgbm
-
-    booster = lightgbm.Booster(model_file=model)
-    for matrix in matrices:
-        np.save(f"{matrix}.scores.npy", np.asarray(booster.predict(np.load(matrix), num_threads=int(threads)), np.float64))
+    run = lightgbm if Path(model).suffix == ".txt" else catboost
+    run(model, int(threads), list(matrices))
 
 
 if __name__ == "__main__":

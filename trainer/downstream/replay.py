@@ -7,6 +7,7 @@ calibration in silence; replaying it is the only check that sees exactly what pr
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 import tempfile
@@ -41,7 +42,7 @@ def replay(model_path: Path, table: pa.Table, columns: Sequence[str], *, before:
     """Scores the same rows by the frozen model on the old and on the new features, and judges the difference.
 
     Args:
-        model_path: LightGBM model in its text format.
+        model_path: LightGBM model in its text format (``.txt``), or CatBoost model (``.cbm``, ``.json``) on numbers.
         table: Rows with the new features: user, label_<action> (null = not ripe), optional weight, and `columns`.
         columns: Numeric and vector columns; spread out they must be the model's features, in any order.
         before: The same rows with the old features.
@@ -53,7 +54,7 @@ def replay(model_path: Path, table: pa.Table, columns: Sequence[str], *, before:
 
     Raises:
         CheckpointError: If the model file is absent or damaged.
-        ConfigError: If features do not match, or LightGBM is not installed.
+        ConfigError: If features do not match, or the library is not installed.
         DataError: If the two tables do not hold the same rows.
     """
     model = _Frozen.read(model_path)
@@ -87,15 +88,7 @@ class _Frozen:
 
     @classmethod
     def read(cls, path: Path) -> _Frozen:
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError("cannot read the live downstream model", where=path, got=error) from error
-        head = dict(line.split("=", 1) for line in text.split("\nTree=", 1)[0].splitlines() if "=" in line)
-        if not text.startswith("tree\n") or "\nend of trees\n" not in text or "feature_names" not in head:
-            expected = "text from `tree` to `end of trees`"
-            raise CheckpointError("not a whole LightGBM model", where=path, expected=expected, remedy="save it with Booster.save_model")
-        return cls(path, (head.get("objective") or "none").split()[0], head["feature_names"].split())
+        return _read_lightgbm(path) if path.suffix == ".txt" else _read_catboost(path)
 
     def scores(self, matrices: list[np.ndarray]) -> list[np.ndarray]:
         """Returns the scores of each matrix, float64 [N].
@@ -103,17 +96,48 @@ class _Frozen:
         Raises:
             CheckpointError: If the child that loads the model fails or dies.
         """
-        library()
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / f"{index}.npy" for index in range(len(matrices))]
             for path, value_NF in zip(paths, matrices, strict=True):
                 np.save(path, value_NF)
-            command = [sys.executable, "-P", frozen.__file__, str(self.path), str(_THREADS), *map(str, paths)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-                raise CheckpointError("LightGBM cannot use the live downstream model", where=self.path, got=last, remedy="restore the file")
+            _child(self.path, paths)
             return [np.load(path.with_name(f"{path.name}.scores.npy")) for path in paths]
+
+
+def _child(model: Path, matrices: Sequence[Path]) -> str:
+    """Loads the model in a process of its own and returns what that printed."""
+    name = "lightgbm" if model.suffix == ".txt" else "catboost"
+    library(name)
+    command = [sys.executable, "-P", frozen.__file__, str(model), str(_THREADS), *map(str, matrices)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise CheckpointError(f"{name} cannot use the live downstream model", where=model, got=last, remedy="restore the file")
+    return done.stdout
+
+
+def _read_lightgbm(path: Path) -> _Frozen:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError("cannot read the live downstream model", where=path, got=error) from error
+    head = dict(line.split("=", 1) for line in text.split("\nTree=", 1)[0].splitlines() if "=" in line)
+    if not text.startswith("tree\n") or "\nend of trees\n" not in text or "feature_names" not in head:
+        expected = "text from `tree` to `end of trees`"
+        raise CheckpointError("not a whole LightGBM model", where=path, expected=expected, remedy="save it with Booster.save_model")
+    return _Frozen(path, (head.get("objective") or "none").split()[0], head["feature_names"].split())
+
+
+def _read_catboost(path: Path) -> _Frozen:
+    if not path.is_file():
+        raise CheckpointError("cannot read the live downstream model", where=path, got="no such file", expected=".txt, .cbm or .json")
+    about = json.loads(_child(path, []).splitlines()[-1])
+    if about["categorical"]:
+        raise CheckpointError(
+            "the live CatBoost model has categories, whose codes only its own pipeline knows", where=path,
+            got=about["names"][about["categorical"][0]], remedy="replay it there, or train it on numbers",
+        )  # fmt: skip
+    return _Frozen(path, about["objective"], about["names"])
 
 
 def _check_rows(table: pa.Table, before: pa.Table, action: str) -> None:

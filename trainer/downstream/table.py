@@ -7,9 +7,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.errors import ConfigError, DataError, nearest
+from trainer.schema.ids import hash_ids, splitmix64
 from trainer.schema.predictions import LABEL, WEIGHT
 
 TIMES = ("request_time", "time")
+REQUEST = "request"
+_DAY_MS = 86_400_000
 
 
 def ripe(table: pa.Table, action: str, kind: str = "binary") -> pa.Table:
@@ -63,3 +66,21 @@ def newest(table: pa.Table, count: int) -> pa.Table:
         raise ConfigError("the newest rows cannot be told", where="downstream.max_rows", got="no time column", expected=" or ".join(TIMES))
     order = pc.sort_indices(table, sort_keys=[(name, "descending")])  # stable: ties keep the table's order
     return table.take(pa.array(np.sort(order[:count].to_numpy())))
+
+
+def slates_of(table: pa.Table) -> np.ndarray:
+    """Returns the slate of each row, dense int64 codes: its request, or else the user's UTC day.
+
+    Raises:
+        ConfigError: If the table has neither a request nor a time.
+    """
+    if REQUEST in table.column_names:
+        request_N = hash_ids(pc.fill_null(table[REQUEST].cast(pa.string()), ""))
+        key_N = splitmix64(hash_ids(table["user"]) ^ request_N)
+    else:
+        name = next((name for name in TIMES if name in table.column_names), None)
+        if name is None:
+            raise ConfigError("slates cannot be told", where="downstream.objective", got="no request and no time", expected="one of them")
+        day_N = table[name].cast(pa.int64()).to_numpy() // _DAY_MS
+        key_N = splitmix64(hash_ids(table["user"]) ^ splitmix64(day_N.astype(np.uint64)))
+    return np.unique(key_N, return_inverse=True)[1].reshape(-1)

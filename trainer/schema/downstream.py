@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DOWNSTREAM_VERSION = 1
+DOWNSTREAM_VERSION = 2
 
 OK = "ok"
 NOT_TESTABLE = "not_testable"
 
 WITHOUT = "without"
 WITH = "with"
+SCALARS = "scalars"  # without, and the pair scalars
+VECTORS = "vectors"  # without, and the vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +31,18 @@ class Arm:
     Attributes:
         features: Columns of its feature matrix.
         trees: Trees of each fold's model (early stopping decides).
-        ne: Normalised entropy.
         auc: Area under the ROC curve.
-        ratio: Calibration ratio of the final score, sum p / sum y.
+        ne: Normalised entropy; null for a model that ranks.
+        ratio: Calibration ratio of the final score, sum p / sum y; null for a model that ranks.
+        ndcg: NDCG@10 of the slates, where the rows have them.
     """
 
     features: int
     trees: list[int]
-    ne: Interval
     auc: Interval
-    ratio: Interval
+    ne: Interval | None = None
+    ratio: Interval | None = None
+    ndcg: Interval | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +57,13 @@ class DownstreamReport:
         rows: Judged rows.
         users: Users they belong to.
         positives: Rows with a positive label.
-        arms: ``without`` and ``with``.
-        lift: Metric -> ``with`` minus ``without``, paired row by row (``ne``: below 0 is better; ``auc``: above 0 is better).
+        library: Library of the models.
+        objective: ``binary`` or ``ranking``.
+        trained_on: What the models were trained on: ``other users of the judged days``, or the days whose embeddings are as of them.
+        arms: ``without`` and ``with``; with ablation also ``scalars`` and ``vectors``.
+        lift: Metric -> ``with`` minus ``without``, paired row by row (``ne``: below 0 is better; ``auc``, ``ndcg``: above 0 is better).
+        ablation: Arm -> the same differences to ``without``.
+        slices: ``<column>=<value>`` -> arm -> calibration ratio of the final score there.
         importance: Share of the total gain of the 20 most used features of the arm ``with``, largest first.
         seed: Seed of the models.
     """
@@ -66,7 +75,12 @@ class DownstreamReport:
     rows: int = 0
     users: int = 0
     positives: int = 0
+    library: str = "lightgbm"
+    objective: str = "binary"
+    trained_on: str = "other users of the judged days"
     arms: dict[str, Arm] = field(default_factory=dict)
     lift: dict[str, Interval] = field(default_factory=dict)
+    ablation: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    slices: dict[str, dict[str, Interval]] = field(default_factory=dict)
     importance: dict[str, float] = field(default_factory=dict)
     seed: int = 0

@@ -103,3 +103,22 @@ def test_a_ranking_model_is_judged_by_its_order_only(log, tmp_path: Path):
     model = lightgbm.train({"objective": "lambdarank", "verbosity": -1, "num_threads": 1}, data, num_boost_round=10)
     model.save_model(tmp_path / "rank.txt")
     assert [check.name for check in replay(tmp_path / "rank.txt", table, COLUMNS, before=table, action="click")] == ["replay_auc"]
+
+
+def test_a_frozen_catboost_model_is_replayed_too(log, tmp_path: Path):
+    catboost = pytest.importorskip("catboost")
+    table = log(rows=6000, strength=4.0)
+    features = Encoder.fit(table, COLUMNS).encode(table)
+    pool = catboost.Pool(features.values_NF, label=table["label_click"].to_numpy(), feature_names=features.names)
+    model = catboost.CatBoostClassifier(iterations=60, depth=5, thread_count=1, verbose=False, allow_writing_files=False).fit(pool)
+    model.save_model(str(tmp_path / "live.cbm"))
+    same = replay(tmp_path / "live.cbm", table, COLUMNS, before=table, action="click")
+    assert {(check.name, check.outcome, check.estimate) for check in same} == {
+        (n, "pass", 0.0) for n in ("replay_mean", "replay_ne", "replay_auc")
+    }
+    hurt = replay(tmp_path / "live.cbm", moved(table, rotation), COLUMNS, before=table, action="click")
+    assert {"replay_auc", "replay_ne"} <= {check.name for check in hurt if check.outcome == "fail"}
+    (tmp_path / "bad.cbm").write_bytes((tmp_path / "live.cbm").read_bytes()[:100])
+    for path in (tmp_path / "bad.cbm", tmp_path / "absent.cbm"):
+        with pytest.raises(CheckpointError):
+            replay(path, table, COLUMNS, before=table, action="click")

@@ -66,6 +66,7 @@ def summarise(
         challenger=_metrics(report.get("challenger")),
         baselines={name: _metrics(report[name]) for name in BASELINES if name in report},
         changes=_changes(config, days, examples, trained.bundle, production),
+        rescoring=report.get("rescoring"),
         export=as_plain(embeddings) if embeddings is not None else None,
         downstream=as_plain(downstream) if downstream is not None else None,
         release=release,

@@ -43,6 +43,7 @@ class Summary:
         baselines: Baseline -> action -> metrics.
         changes: Configuration, code version, label expressions and data against the parent.
         export: What was exported.
+        rescoring: How well production's bundle repeats the scores that it logged, where the log has them.
         downstream: Lift of the downstream model.
         release: What was sealed and whether the pointer moved.
         versions: Bundles: production, challenger.
@@ -63,6 +64,7 @@ class Summary:
     baselines: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
     export: dict[str, Any] | None = None
+    rescoring: dict[str, Any] | None = None
     downstream: dict[str, Any] | None = None
     release: dict[str, Any] | None = None
     versions: dict[str, Any] = field(default_factory=dict)

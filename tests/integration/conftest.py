@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from trainer.config import RetrainConfig, load
+from trainer.config import BacktestConfig, RetrainConfig, load
 from trainer.schema.simulation import SimulationSpec
 from trainer.simulate import simulate
 
@@ -31,3 +31,10 @@ def configure(*overrides):
     with initialize_config_module("trainer.conf", version_base="1.3"):
         prefixed = [f"++{o}" if "." in o.split("=")[0] else o for o in (*SMALL, *overrides)]
         return load(RetrainConfig, OmegaConf.to_container(compose("retrain", prefixed), resolve=True))
+
+
+def configure_backtest(*overrides):
+    """Four small arms, the baseline and the reference among them."""
+    with initialize_config_module("trainer.conf", version_base="1.3"):
+        prefixed = [f"++{o}" if "." in o.split("=")[0] else o for o in (*SMALL, "arms=small", *overrides)]
+        return load(BacktestConfig, OmegaConf.to_container(compose("backtest", prefixed), resolve=True))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from trainer.checkpoint import Bundle
 from trainer.config import ArmConfig, BacktestConfig, RetrainConfig, load
 from trainer.days import DayPlan
-from trainer.errors import ConfigError, nearest
+from trainer.errors import ConfigError
 from trainer.schema.plain import as_plain
 
 
@@ -53,10 +54,15 @@ class Arm:
         return production if self.declared.start == "production" else None
 
     def window(self, days: DayPlan, parent: Bundle | None) -> DayPlan:
-        """Returns the days of the coming night; only a cold start is cut to its window."""
-        if parent is not None or not self.declared.days:
-            return days
-        return replace(days, train=days.train[-self.declared.days :])
+        """Returns the days of the coming night.
+
+        A cold start is cut to its window. What goes on from there leaves out the days before the window, although they are new
+        to it; days inside that were repaired since are learned again.
+        """
+        if parent is None:
+            return replace(days, train=days.train[-self.declared.days :])  # 0 takes all
+        oldest = min(parent.manifest.trained)
+        return replace(days, train=[day for day in days.train if day > oldest])
 
 
 def arms_of(config: BacktestConfig) -> list[Arm]:
@@ -78,13 +84,12 @@ def _seeds(config: BacktestConfig, name: str) -> Iterator[Arm]:
         yield Arm(name, config.seed + number, declared, RetrainConfig(**{**own, "seed": config.seed + number}))
 
 
-# What rows are judged, and what is known of them, is the same for all arms.
-_SHARED = ("data", "features", "scan", "rebuild", "evaluation", "registry")
+# What training reads. Which rows are judged, and what is known of them, is the same for all arms.
+_GROUPS = ("model", "optimizer", "schedule", "warm_start", "distill", "fit")
 
 
-def _laid_over(config: BacktestConfig, where: str, group: str, values: dict) -> object:
-    groups = [f.name for f in fields(RetrainConfig) if is_dataclass(getattr(config, f.name)) and f.name not in _SHARED]
-    if group not in groups:
-        raise ConfigError("an arm cannot set this group", where=where, got=group, remedy=nearest(group, groups))
+def _laid_over(config: BacktestConfig, where: str, group: str, values: dict[str, Any]) -> Any:
+    if group not in _GROUPS:
+        raise ConfigError("an arm cannot set this group", where=where, got=group, expected=", ".join(_GROUPS))
     current = getattr(config, group)
     return load(type(current), {**as_plain(current), **values}, f"{where}.{group}")

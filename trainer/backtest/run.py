@@ -123,6 +123,7 @@ def _trained(arm: Arm) -> Bundle:
 
 def _night(replay: Replay, arm: Arm, as_of: str, start: Bundle | None, live: Bundle | None = None, *, curve: bool) -> Night:
     """Trains an arm if it trains, and judges what it would serve."""
+    print(f"{as_of}  {arm.label}", flush=True)
     parent = arm.parent(start)
     job, health = replay.night(arm, as_of, parent, live)
     days = arm.window(stages.plan(job, health), parent)

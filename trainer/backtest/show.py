@@ -63,4 +63,7 @@ def _cost(costs: list[Cost]) -> str:
 
 
 def _flops(flops: float) -> str:
-    return f"{flops / 1e12:.2f} TFLOP"
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9)):
+        if flops >= size:
+            return f"{flops / size:.3g} {unit}FLOP"
+    return f"{flops:,.0f} FLOP"

@@ -194,7 +194,7 @@ def test_ranking_orders_slates(log, config, library: str, requests: bool):
     day = pa.array(np.arange(5000) * 100_000)
     table = table.set_column(table.schema.get_field_index("request_time"), "request_time", day)
     if requests:
-        table = table.append_column("request", pa.array([f"r{row % 600}" for row in range(5000)]))
+        table = table.append_column("request", pa.array([f"{user}/{row // 2500}" for row, user in enumerate(table["user"].to_pylist())]))
     ranking = dataclasses.replace(config, objective="ranking", library=library, ablation=False)
     report = lift(table, "click", PLAIN, ["dot"], ranking, seed=0)
     assert (report.objective, report.library) == ("ranking", library)

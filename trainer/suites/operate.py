@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from trainer.config import SuiteRunConfig
 from trainer.errors import ConfigError, RegistryError, nearest
@@ -61,9 +60,9 @@ def run(config: SuiteRunConfig, models: Models) -> list[Check]:
             console.print(escape(f"Removed suite {name}: {reason}."))
         case "run":
             checks = _run(config, registry, store, models)
-            console.print(_answers(checks))
+            console.print(*(escape(f"{check.outcome:<14}{check.sentence}") for check in checks), sep="\n")
         case _:
-            console.print(_table(store))
+            console.print(*(escape(text) for text in _listed(store)), f"{len(store.names())} suites", sep="\n")
     return checks
 
 
@@ -100,25 +99,13 @@ def _demand(suite: Suite) -> str:
     return f"{suite.metric} of {suite.action} within {suite.margin:g} of production on {rows}"
 
 
-def _table(store: SuiteStore) -> Table:
-    table = Table(title=f"{len(store.names())} suites", title_justify="left")
-    for heading in ("name", "kind", "demand", "added", "by", "reason", "note"):
-        table.add_column(heading, overflow="fold")
+def _listed(store: SuiteStore) -> Iterator[str]:
+    """Two lines a suite: what it demands, and why and by whom it was added."""
     for name in store.names():
         try:
             suite = store.read(name)
         except RegistryError as error:
-            table.add_row(escape(name), "damaged", escape(error.what), "", "", "", "")
+            yield f"{name}  damaged: {error.what}"
             continue
-        cells = (suite.name, suite.kind, _demand(suite), suite.added, suite.author, suite.reason, suite.note)
-        table.add_row(*(escape(cell) for cell in cells))
-    return table
-
-
-def _answers(checks: list[Check]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("outcome", "suite"):
-        table.add_column(heading, overflow="fold")
-    for check in checks:
-        table.add_row(check.outcome, escape(check.sentence))
-    return table
+        by = ", ".join(word for word in (suite.added, suite.author) if word)
+        yield f"{suite.name}  {suite.kind}  {_demand(suite)}\n    {suite.reason}{f'; {suite.note}' if suite.note else ''} ({by})"

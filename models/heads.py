@@ -12,7 +12,7 @@ from models.batch import Batch
 from models.embedding import FeatureTables
 from models.layers import OOV_ROW, TABLE_STD, Dropout, Projection, RMSNorm, norm_eps_at
 from models.packing import GAP_BUCKETS, Packing, gap_bucket, row_times
-from models.ranker import ActionShape, RankerShape
+from models.ranker import ActionShape, Ranker, RankerShape
 
 
 def initial_bias(actions: tuple[ActionShape, ...]) -> Tensor:
@@ -57,8 +57,13 @@ class TwoTowerHead(nn.Module):
 
     def forward(self, user_ND: Tensor, item_ND: Tensor) -> Tensor:
         """Returns [N, O] in fp32 or better."""
-        product_N1 = (user_ND * item_ND.to(user_ND.dtype)).sum(-1, keepdim=True)
+        product_N1 = self.product(user_ND, item_ND)
         return product_N1 * self.scale + self.bias if self.has_bias else product_N1 * self.scale
+
+    @staticmethod
+    def product(user_ND: Tensor, item_ND: Tensor) -> Tensor:
+        """Returns [N, 1], the product that all outputs share."""
+        return (user_ND * item_ND.to(user_ND.dtype)).sum(-1, keepdim=True)
 
 
 class ContextNetwork(nn.Module):
@@ -100,7 +105,7 @@ class ContextNetwork(nn.Module):
             item_ND: Vector of the item.
 
         Returns:
-            Outputs [N, O] in fp32 or better, and the state [N, context] that they are read from.
+            Outputs [N, O] in fp32 or better, and what they are a linear function of: [N, context + F], last state and numbers.
 
         Raises:
             ValueError: If the batch has other numbers of features than the shape.
@@ -114,7 +119,8 @@ class ContextNetwork(nn.Module):
             hidden_NC = layer(hidden_NC)
         hidden_NC = self.norm(hidden_NC)
         with torch.autocast(hidden_NC.device.type, enabled=False):  # bf16 keeps three digits; calibration needs more
-            return _by_output(hidden_NC, self.output) + _by_output(numeric_NF, self.wide.T) + self.bias, hidden_NC
+            output_NO = _by_output(hidden_NC, self.output) + _by_output(numeric_NF, self.wide.T) + self.bias
+            return output_NO, torch.cat([hidden_NC, numeric_NF.to(hidden_NC.dtype)], 1)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Context rows [N, C] and numeric values [N, F], with learned values where a feature is missing or dropped."""
@@ -128,25 +134,27 @@ class ContextNetwork(nn.Module):
 
 
 class TeacherHead(nn.Module):
-    """Reads a teacher's scores from what the served outputs read. It is trained and never served.
+    """Reads a teacher's scores from what the served outputs read, as they do: linearly. It is trained and never served.
 
     The teacher's bias stays in this head: it shapes the trunk and the context network, but no served output is fitted to it
-    (Khani et al. 2024, arXiv 2408.14678, section on auxiliary distillation heads). Its weights start at zero and its bias at
-    the base rates, so it begins without a say.
+    (Khani et al. 2024, arXiv 2408.14678, section on auxiliary distillation heads). Because the head reads all that the served
+    outputs read, the trunk learns what they lack and nothing to make up for what the head cannot see. Its weights start at
+    zero and its bias at the base rates, so it begins without a say.
 
     Args:
-        shape: Shape of the ranker.
+        ranker: The ranker that it reads.
         stop_gradient: Whether the head only listens: it then measures how well the teacher can be read and teaches nothing.
     """
 
-    def __init__(self, shape: RankerShape, *, stop_gradient: bool = False) -> None:
+    def __init__(self, ranker: Ranker, *, stop_gradient: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(len(shape.actions), shape.context_dim))
-        self.bias = nn.Parameter(torch.cat([initial_bias((action,))[:1] for action in shape.actions]))
+        actions = ranker.shape.actions
+        self.weight = nn.Parameter(torch.zeros(len(actions), ranker.shared_dim))
+        self.bias = nn.Parameter(torch.cat([initial_bias((action,))[:1] for action in actions]))
         self.stop_gradient = stop_gradient
 
     def forward(self, shared_NC: Tensor) -> Tensor:
-        """Maps [N, context] to one output an action, [N, A]: logit, log rate, or log1p of the expected seconds."""
+        """Maps `models.ranker.Scores.shared_NC` to one output an action, [N, A]: logit, log rate, or log1p of expected seconds."""
         shared_NC = shared_NC.detach() if self.stop_gradient else shared_NC
         with torch.autocast(shared_NC.device.type, enabled=False):
             return F.linear(shared_NC.to(self.weight.dtype), self.weight, self.bias)

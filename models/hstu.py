@@ -40,6 +40,7 @@ class HSTU(Ranker):
         self.items = ItemTower(shape)
         self.auxiliary = TwoTowerHead(shape, bias=True) if shape.actions else None
         self.context = ContextNetwork(shape) if shape.actions else None
+        self.shared_dim = shape.context_dim + len(shape.numeric)
 
     def forward(self, batch: Batch) -> Scores:
         """Scores every target.

@@ -109,7 +109,7 @@ class Scores:
     Attributes:
         output_NO: Raw outputs (logit, log rate, mu, log sigma) in the order of `RankerShape.outputs`.
         auxiliary_NO: Outputs of the auxiliary two-tower head, or None.
-        shared_NC: What the served outputs are read from (last state of the context network): unserved heads read it too.
+        shared_NC: All that the served outputs are a linear function of (`Ranker.shared_dim` wide): unserved heads read it too.
     """
 
     output_NO: Tensor
@@ -122,9 +122,11 @@ class Ranker(nn.Module, ABC):
 
     Attributes:
         shape: What the ranker was built from.
+        shared_dim: Width of `Scores.shared_NC`.
     """
 
     shape: RankerShape
+    shared_dim: int
 
     @abstractmethod
     def forward(self, batch: Batch) -> Scores:

@@ -40,6 +40,7 @@ class SASRec(Ranker):
         self.items = ItemTower(shape)
         self.bilinear = TwoTowerHead(shape, bias=False) if shape.actions else None
         self.context = ContextNetwork(shape) if shape.actions else None
+        self.shared_dim = shape.context_dim + len(shape.numeric) + 1
 
     def forward(self, batch: Batch) -> Scores:
         """Scores every target.
@@ -54,7 +55,8 @@ class SASRec(Ranker):
         user_ND = self._trunk(batch, packing, packing.state_N)
         item_ND = self.item_vectors(batch.target_item_N, batch.target_item_features_NI)
         output_NO, shared_NC = self.context(batch, packing, user_ND, item_ND)
-        return Scores(output_NO + self.bilinear(user_ND, item_ND), shared_NC=shared_NC)
+        product_N1 = self.bilinear.product(user_ND, item_ND)
+        return Scores(output_NO + self.bilinear(user_ND, item_ND), shared_NC=torch.cat([shared_NC, product_N1.to(shared_NC.dtype)], 1))
 
     def states(self, batch: Batch) -> Tensor:
         """Returns [T + S, D]: the state of every row, in row order (`models.packing`): BOS, then the sequence's tokens.

@@ -29,7 +29,7 @@ class Learner(nn.Module):
         super().__init__()
         self.ranker = ranker
         self.action_weights = action_weights
-        self.teacher = TeacherHead(ranker.shape, stop_gradient=distill.stop_gradient) if distill.source != "none" else None
+        self.teacher = TeacherHead(ranker, stop_gradient=distill.stop_gradient) if distill.source != "none" else None
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the loss of the labels (weighted multi-action loss, the two-tower head's included) and that of the teacher."""

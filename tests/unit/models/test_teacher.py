@@ -44,7 +44,7 @@ def ranker_and_batch(name):
 @pytest.mark.parametrize("name", ["sasrec", "hstu"])
 def test_teacher_reaches_the_trunk_and_no_served_head(name):
     ranker, batch = ranker_and_batch(name)
-    head = TeacherHead(ranker.shape)
+    head = TeacherHead(ranker)
     with torch.no_grad():
         head.weight.normal_()
     teacher_loss(head(ranker(batch).shared_NC), batch, ranker.shape.actions).backward()
@@ -56,7 +56,7 @@ def test_teacher_reaches_the_trunk_and_no_served_head(name):
 
 def test_stop_gradient_only_listens():
     ranker, batch = ranker_and_batch("sasrec")
-    head = TeacherHead(ranker.shape, stop_gradient=True)
+    head = TeacherHead(ranker, stop_gradient=True)
     with torch.no_grad():
         head.weight.normal_()
     teacher_loss(head(ranker(batch).shared_NC), batch, ranker.shape.actions).backward()
@@ -65,7 +65,7 @@ def test_stop_gradient_only_listens():
 
 def test_the_head_starts_at_the_base_rates():
     ranker, batch = ranker_and_batch("sasrec")
-    read = TeacherHead(ranker.shape)(ranker(batch).shared_NC)
+    read = TeacherHead(ranker)(ranker(batch).shared_NC)
     assert torch.allclose(torch.sigmoid(read), torch.full_like(read, 0.3))
 
 
@@ -95,4 +95,4 @@ def test_a_shard_without_scores_is_refused():
     ranker, batch = ranker_and_batch("sasrec")
     batch.teacher_NA = None
     with pytest.raises(ValueError, match="no teacher's scores"):
-        teacher_loss(TeacherHead(ranker.shape)(ranker(batch).shared_NC), batch, ranker.shape.actions)
+        teacher_loss(TeacherHead(ranker)(ranker(batch).shared_NC), batch, ranker.shape.actions)

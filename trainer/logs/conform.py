@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ ARROW_TYPES = {INTEGER: pa.int64(), REAL: pa.float64(), TEXT: pa.string(), BOOLE
 
 _INTEGER_TEXT = r"^\s*[+-]?\d{1,18}\s*$"
 _REAL_TEXT = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\s*$"
+LONGEST_TEXT = 4_096  # bytes; a category or id is shorter, a longer one is a field that ran into the next
 _EXACT = 2.0**53  # beyond this a double does not hold every integer
 
 
@@ -47,19 +49,27 @@ def logical_type(kind: pa.DataType) -> str:
     if pa.types.is_dictionary(kind):
         return logical_type(kind.value_type)
     tests: list[tuple[Callable[[pa.DataType], bool], str]] = [
-        (pa.types.is_boolean, BOOLEAN), (pa.types.is_integer, INTEGER), (pa.types.is_floating, REAL), (pa.types.is_decimal, REAL),
-        (pa.types.is_string, TEXT), (pa.types.is_large_string, TEXT), (pa.types.is_string_view, TEXT), (pa.types.is_null, OTHER),
-        (pa.types.is_timestamp, INSTANT), (pa.types.is_date, INSTANT),
+        (pa.types.is_boolean, BOOLEAN),
+        (pa.types.is_integer, INTEGER),
+        (pa.types.is_floating, REAL),
+        (pa.types.is_decimal, REAL),
+        (pa.types.is_string, TEXT),
+        (pa.types.is_large_string, TEXT),
+        (pa.types.is_string_view, TEXT),
+        (pa.types.is_null, OTHER),
+        (pa.types.is_timestamp, INSTANT),
+        (pa.types.is_date, INSTANT),
     ]
     return next((name for test, name in tests if test(kind)), OTHER)
 
 
-def conform(table: pa.Table, types: Mapping[str, str]) -> tuple[pa.Table, list[Finding]]:
+def conform(table: pa.Table, types: Mapping[str, str], units: Mapping[str, str] = MappingProxyType({})) -> tuple[pa.Table, list[Finding]]:
     """Casts the columns in `types`; columns that the table lacks become null.
 
     Args:
         table: Columns as read.
         types: Source column -> logical type.
+        units: Column of raw ticks -> declared unit: typed timestamps in such a column are converted exactly.
 
     Returns:
         A table with exactly the columns of `types` (int64, float64, string, bool, timestamp[ms] in UTC), and what could not be
@@ -72,12 +82,39 @@ def conform(table: pa.Table, types: Mapping[str, str]) -> tuple[pa.Table, list[F
             columns[name] = pa.nulls(len(table), target)
             continue
         column = table[name].combine_chunks()
-        columns[name] = _cast(column, wanted)
+        columns[name] = _ticks(column, units[name]) if _is_typed_time(column, wanted, name, units) else _cast(column, wanted)
         lost = columns[name].null_count - column.null_count
         if lost or (logical_type(column.type) != wanted and column.null_count < len(column)):
-            evidence = f"{column.type} instead of {wanted}; {len(column) - column.null_count - lost} cells cast, {lost} unreadable"
-            findings.append(Finding("wrong_dtype", name, lost, "mask" if lost else "count", evidence))
+            findings.append(_finding(name, column, wanted, lost))
     return pa.table(columns), findings
+
+
+def _finding(name: str, column: pa.Array, wanted: str, lost: int) -> Finding:
+    """Says what became of a column of another type, or of cells that could not be read."""
+    found, action = logical_type(column.type), "mask" if lost else "count"
+    if found == INSTANT and wanted == INTEGER and not lost:
+        return Finding("typed_time", name, len(column), "count", f"{column.type} instead of raw ticks: converted to the declared unit")
+    if found == OTHER and pa.types.is_nested(column.type):
+        return Finding("list_damage", name, lost, action, f"{column.type} where one value is expected")
+    if found == wanted == TEXT:
+        return Finding(
+            "invalid_text", name, lost, action, f"{lost} of {len(column)} cells are no UTF-8, or longer than {LONGEST_TEXT} bytes"
+        )
+    evidence = f"{column.type} instead of {wanted}; {len(column) - column.null_count - lost} cells cast, {lost} unreadable"
+    return Finding("wrong_dtype", name, lost, action, evidence)
+
+
+def _is_typed_time(column: pa.Array, wanted: str, name: str, units: Mapping[str, str]) -> bool:
+    return wanted == INTEGER and pa.types.is_timestamp(column.type) and name in units
+
+
+def _ticks(column: pa.Array, unit: str) -> pa.Array:
+    """Converts a typed timestamp to raw ticks of a declared unit, floored."""
+    tick_N = np.asarray(column.cast(pa.int64()).fill_null(0), np.int64)
+    per_second = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+    have, want = per_second[column.type.unit], per_second[unit]
+    tick_N = tick_N * (want // have) if want >= have else tick_N // (have // want)
+    return pa.array(tick_N, mask=~np.asarray(column.is_valid()))
 
 
 def _cast(column: pa.Array, wanted: str) -> pa.Array:
@@ -133,12 +170,13 @@ def _parse(column: pa.Array, pattern: str, kind: pa.DataType) -> pa.Array:
 
 
 def _valid_text(column: pa.Array) -> pa.Array:
-    """Nulls cells that are not UTF-8; Parquet readers do not check."""
+    """Nulls cells that are not UTF-8 (Parquet readers do not check) or absurdly long."""
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
-        return pa.array([_decoded(cell) for cell in column.cast(pa.binary()).to_pylist()], pa.string())
-    return column
+        column = pa.array([_decoded(cell) for cell in column.cast(pa.binary()).to_pylist()], pa.string())
+    longest = pc.max(pc.binary_length(column)).as_py() or 0
+    return pc.if_else(pc.less_equal(pc.binary_length(column), LONGEST_TEXT), column, None) if longest > LONGEST_TEXT else column
 
 
 def _decoded(cell: bytes | None) -> str | None:

@@ -27,6 +27,7 @@ class DayFolder:
         finished: Whether the marker that the layout asks for is there.
         manifest: File path below the data root -> what the day's manifest says about it (``sha256``, ``rows``, ``bytes``); None
             if there is no manifest.
+        manifest_error: Why the manifest cannot be read, if there is one that cannot: nothing in the folder can then be trusted.
     """
 
     day: str
@@ -34,6 +35,7 @@ class DayFolder:
     ignored: list[str] = field(default_factory=list)
     finished: bool = True
     manifest: dict[str, dict[str, Any]] | None = None
+    manifest_error: str | None = None
 
 
 def discover_days(spec: LogSpec) -> list[str]:
@@ -46,7 +48,10 @@ def discover_days(spec: LogSpec) -> list[str]:
     prefix = f"{spec.layout.partition}="
     if not folder.is_dir():
         raise DataError(
-            "no logs: the folder does not exist", where="data.root", got=folder, expected=f"{prefix}YYYY-MM-DD folders in it",
+            "no logs: the folder does not exist",
+            where="data.root",
+            got=folder,
+            expected=f"{prefix}YYYY-MM-DD folders in it",
             remedy="point data.root at the folder that holds the log",
         )
     days = sorted(entry.name.removeprefix(prefix) for entry in folder.iterdir() if entry.name.startswith(prefix) and entry.is_dir())
@@ -54,18 +59,17 @@ def discover_days(spec: LogSpec) -> list[str]:
     if not days:
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
         raise DataError(
-            "no logs: no day folder", where=folder, got=found, expected=f"{prefix}YYYY-MM-DD",
+            "no logs: no day folder",
+            where=folder,
+            got=found,
+            expected=f"{prefix}YYYY-MM-DD",
             remedy="set data.layout.partition to the key of your day folders",
         )
     return days
 
 
 def day_folder(spec: LogSpec, day: str) -> DayFolder:
-    """Lists the files of a day; a day without a folder has none.
-
-    Raises:
-        DataError: If the day's manifest exists and cannot be read: without it nothing in the folder can be trusted.
-    """
+    """Lists the files of a day; a day without a folder has none."""
     folder = log_folder(spec) / f"{spec.layout.partition}={day}"
     if not folder.is_dir():
         return DayFolder(day, [], finished=False)
@@ -75,12 +79,14 @@ def day_folder(spec: LogSpec, day: str) -> DayFolder:
     entries = sorted(entry for place in (folder, *hours) for entry in place.iterdir() if not entry.is_dir())
     entries = [entry for entry in entries if entry.name not in silent]
     data = [entry for entry in entries if _is_data(entry.name, spec.layout.format)]
+    manifest, error = _manifest(spec, folder)
     return DayFolder(
         day,
         files=[str(entry.relative_to(root)) for entry in data],
         ignored=[str(entry.relative_to(root)) for entry in entries if entry not in data],
         finished=not spec.layout.success_marker or (folder / SUCCESS_MARKER).exists(),
-        manifest=_manifest(spec, folder),
+        manifest=manifest,
+        manifest_error=error,
     )
 
 
@@ -101,14 +107,17 @@ def _is_data(name: str, suffix: str) -> bool:
     return not name.startswith((".", "_", "#")) and name.endswith(f".{suffix}")
 
 
-def _manifest(spec: LogSpec, folder: Path) -> dict[str, dict[str, Any]] | None:
+def _manifest(spec: LogSpec, folder: Path) -> tuple[dict[str, dict[str, Any]] | None, str | None]:
+    """Reads the day's manifest: (what it says, None), or (None, why it cannot be read)."""
     if not spec.layout.manifest or not (path := folder / spec.layout.manifest).exists():
-        return None
+        return None, None
     try:
         listed = json.loads(path.read_text())["files"]
-        return {str((folder / name).relative_to(spec.root)): dict(entry) for name, entry in listed.items()}
+        return {str((folder / name).relative_to(spec.root)): _entry(entry) for name, entry in listed.items()}, None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            "the day's manifest cannot be read", where=path, got=f"{type(error).__name__}: {error}",
-            expected='{"files": {name: {"sha256", "rows", "bytes"}}}', remedy="restore the manifest, or clear data.layout.manifest",
-        ) from error
+        return None, f'{path.name}: {type(error).__name__}: {error}; expected {{"files": {{name: {{"sha256", "rows", "bytes"}}}}}}'
+
+
+def _entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """Checks what a manifest says about a file; a hash that is none could never match."""
+    return {**entry, "rows": int(entry.get("rows", 0))} if "rows" in entry else dict(entry)

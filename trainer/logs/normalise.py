@@ -21,6 +21,7 @@ from trainer.schema.logs import ColumnSpec, LogSpec, TimeSpec
 from trainer.schema.time import DAY_MS, TICKS_PER_MS, day_end_ms, day_start_ms
 
 EARLIEST_MS = 7 * DAY_MS  # an event further before its partition's day is no late row but a broken clock
+_UNITS = (1e3, 1e-3, 1e6, 1e-6)  # between seconds, milliseconds, microseconds and nanoseconds
 LATEST_MS = DAY_MS  # the same after the day's end: partitions cut in another timezone, clocks that run ahead
 
 
@@ -103,8 +104,9 @@ def _times(table: pa.Table, spec: LogSpec, day: str, findings: list[Finding]) ->
     event = instant_ms(table, spec.event_time, spec.timezone)
     keep_N = _counted(event.valid_N, "null_key", _time_name(spec.event_time, "event_time"), "{} rows without an event time", findings)
     plausible_N = (event.value_N >= start - EARLIEST_MS) & (event.value_N <= last + LATEST_MS)
+    keep_N &= _in_unit(event, plausible_N, start - EARLIEST_MS, last + LATEST_MS, _time_name(spec.event_time, "event_time"), findings)
     keep_N &= _counted(
-        plausible_N | ~event.valid_N, "time_out_of_day", _time_name(spec.event_time, "event_time"),
+        plausible_N | ~event.valid_N | ~keep_N, "time_out_of_day", _time_name(spec.event_time, "event_time"),
         f"{{}} rows more than 7 days before or 1 day after {day}", findings,
     )  # fmt: skip
     known = instant_ms(table, spec.known_at, spec.timezone, event)
@@ -120,6 +122,17 @@ def _times(table: pa.Table, spec: LogSpec, day: str, findings: list[Finding]) ->
         "known_at": np.maximum(np.maximum(known.value_N, event.value_N), start),
     }
     return times, keep_N
+
+
+def _in_unit(event: Values, plausible_N: np.ndarray, first: int, last: int, name: str, findings: list[Finding]) -> np.ndarray:
+    """Marks rows that are not in another unit: whose time would lie in the day if it were multiplied by a power of a thousand."""
+    right_N = np.ones(len(plausible_N), bool)
+    strange_N = event.valid_N & ~plausible_N
+    for factor in _UNITS if strange_N.any() else ():
+        value_N = event.value_N * factor
+        wrong_N = strange_N & right_N & (value_N >= first) & (value_N <= last)
+        right_N &= _counted(~wrong_N, "time_unit", name, f"{{}} rows would lie in the day if multiplied by {factor:g}", findings)
+    return right_N
 
 
 def instant_ms(table: pa.Table, spec: TimeSpec | None, zone: str, otherwise: Values | None = None) -> Values:
@@ -230,4 +243,3 @@ def first_deliveries(delivery_N: np.ndarray, known_at_N: np.ndarray, row_N: np.n
     keep_N = np.ones(len(delivery_N), bool)
     keep_N[order_N[repeated_N]] = False
     return keep_N & ~np.isin(delivery_N, earlier_M) if len(earlier_M) else keep_N
-

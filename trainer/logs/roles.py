@@ -49,6 +49,12 @@ def time_columns(instant: TimeSpec | None) -> list[str]:
     return [instant.column] if instant.column else []
 
 
+def tick_units(spec: LogSpec) -> dict[str, str]:
+    """Returns the columns that hold raw ticks -> declared unit."""
+    instants = (spec.event_time, spec.request_time, spec.known_at)
+    return {instant.column: instant.unit for instant in instants if instant is not None and instant.column}
+
+
 def carried_columns(spec: LogSpec) -> dict[str, str]:
     """Returns the name after ``carried_`` -> source column: those declared, then position, version, arm and propensity."""
     fixed = {

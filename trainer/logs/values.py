@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from trainer.errors import ConfigError
 from trainer.logs.conform import Finding
 from trainer.schema.expression import Column, columns_of, evaluate
+from trainer.schema.logs import LogSpec
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Values:
 
     value_N: np.ndarray
     valid_N: np.ndarray
+
+
+def categorical_columns(spec: LogSpec) -> set[str]:
+    """Returns the source columns that are categorical features as they stand."""
+    return {feature.expression or name for name, feature in spec.features.items() if feature.kind == "categorical"}
 
 
 def evaluated(table: pa.Table, source: str, zone: str) -> Values:
@@ -46,10 +52,12 @@ def bounded(values: Values, source: str, minimum: float | None, maximum: float |
         findings: Receives the counts.
     """
     value_N, valid_N = values.value_N, values.valid_N
-    finite_N = np.isfinite(value_N) & (np.abs(value_N) < np.finfo(np.float32).max)
-    broken = int((valid_N & ~finite_N).sum())
-    if broken:
-        findings.append(Finding("non_finite", source, broken, "mask", f"{broken} of {len(value_N)} cells are NaN, infinite or too large"))
+    real_N = np.isfinite(value_N)
+    finite_N = real_N & (np.abs(value_N) < np.finfo(np.float32).max)
+    if broken := int((valid_N & ~real_N).sum()):
+        findings.append(Finding("non_finite", source, broken, "mask", f"{broken} of {len(value_N)} cells are NaN or infinite"))
+    if large := int((valid_N & real_N & ~finite_N).sum()):
+        findings.append(Finding("overflow", source, large, "mask", f"{large} of {len(value_N)} cells would be infinite in 32 bits"))
     with np.errstate(invalid="ignore"):
         low_N = value_N < minimum if minimum is not None else np.zeros(len(value_N), bool)
         high_N = value_N > maximum if maximum is not None else np.zeros(len(value_N), bool)
@@ -62,9 +70,7 @@ def bounded(values: Values, source: str, minimum: float | None, maximum: float |
     return Values(np.where(good_N, value_N, 0), good_N)
 
 
-def categorical(
-    table: pa.Table, source: str, zone: str, minimum: float | None, maximum: float | None, findings: list[Finding]
-) -> pa.Array:
+def categorical(table: pa.Table, source: str, zone: str, minimum: float | None, maximum: float | None, findings: list[Finding]) -> pa.Array:
     """Evaluates a categorical expression: int64 or string; reals that are whole numbers become integers, others null."""
     if source in table.column_names and pa.types.is_string(table[source].type):
         return table[source].combine_chunks() if table[source].num_chunks else pa.nulls(0, pa.string())

@@ -18,7 +18,8 @@ from trainer.logs.conform import conform
 from trainer.logs.decode import healthy_rows
 from trainer.logs.hashing import hash_ids
 from trainer.logs.normalise import first_deliveries, normalise
-from trainer.logs.roles import source_columns
+from trainer.logs.roles import source_columns, tick_units
+from trainer.logs.treat import treat
 from trainer.rebuild.context import Context
 from trainer.rebuild.sides import join, side_tables
 from trainer.rebuild.store import Record, finish, read_columns, write_work
@@ -49,8 +50,9 @@ def ingest(context: Context, day: str, health: DayHealth, types: dict[str, str],
         if file.quarantined:
             continue
         raw = _healthy(context.spec, file, health.masked_columns)
-        conformed, _ = conform(raw, types)
-        tables.append(normalise(conformed, context.spec, day, row).table)
+        conformed, _ = conform(raw, types, tick_units(context.spec))
+        treated, _, _ = treat(conformed, context.spec, health.rules, file.path)
+        tables.append(normalise(treated, context.spec, day, row).table)
         row += file.rows
     if not tables or not sum(map(len, tables)):
         raise DataError("a day has no usable row", where=day, remedy="refuse the day: the scan should have; run it again")

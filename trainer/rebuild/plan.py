@@ -18,6 +18,7 @@ from trainer.rebuild.store import Record
 from trainer.rebuild.targets import Sources
 from trainer.schema.hashing import sha256_file, sha256_json
 from trainer.schema.health import DayHealth
+from trainer.schema.plain import as_plain
 from trainer.schema.time import day_start_ms, days_between
 
 RUN_ROWS = 1_000_000  # rows of all buckets in a run of days, carry-in not counted; timelines take about 0.5 KB a row
@@ -46,7 +47,8 @@ def content_hash(day: str, health: DayHealth) -> str:
     """Returns the hash of a day's contents after quarantine: files and what of them is used. Names of folders do not count."""
     used = [file for file in health.files if not file.quarantined]
     files = [[file.path.rsplit("/", 1)[-1], file.sha256, sorted(file.masked), sorted(file.dropped_groups)] for file in used]
-    return sha256_json([day, files, sorted(health.masked_columns)])
+    rules = [[as_plain(rule) for rule in health.rules]] if health.rules else []
+    return sha256_json([day, files, sorted(health.masked_columns), *rules])
 
 
 def ingest_key(context: Context, day: str, health: DayHealth, types: Mapping[str, str], beside: Sequence[str]) -> str:

@@ -1,24 +1,28 @@
-"""The stage: list, inspect, verify, judge."""
+"""The stage: list, read, examine, respond, judge; a day after the other, because what is usual is what the days before were."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.config import ScanConfig, ScanRunConfig
 from trainer.errors import ConfigError, DataError, nearest
-from trainer.logs.conform import INTEGER, OTHER, REAL
 from trainer.logs.layout import DayFolder, day_folder, discover_days
-from trainer.logs.roles import KEY, source_columns
-from trainer.scan.judge import Deliveries, check_budget, gaps, judge_day, missing_day
+from trainer.logs.normalise import EARLIEST_MS
+from trainer.logs.roles import source_columns
+from trainer.scan.examine import Examined, Memory, examine_day, remember
+from trainer.scan.judge import Deliveries, Past, check_budget, gaps, judge_day, missing_day, untold_day
 from trainer.scan.ledger import write_scan
+from trainer.scan.read import Reading
+from trainer.scan.respond import Response, repairs_of, respond
 from trainer.scan.show import print_health
-from trainer.scan.verify import FileReport, Inspection, inspect, lost_file, verify
-from trainer.scan.workers import Call, Failure, ReaderPool
-from trainer.schema.health import HealthMap
+from trainer.scan.summary import binary_actions, monitored
+from trainer.scan.verify import FileReport, lost_file
+from trainer.scan.workers import ReaderPool
+from trainer.schema.expression import columns_of
+from trainer.schema.health import DayHealth, HealthMap
 from trainer.schema.logs import LogSpec
+from trainer.schema.time import day_start_ms
 
 
 def run(config: ScanRunConfig) -> HealthMap:
@@ -26,7 +30,7 @@ def run(config: ScanRunConfig) -> HealthMap:
 
     Raises:
         ConfigError: If a mapped column is in no file.
-        DataError: If there is no log, no day up to `as_of`, or the refused days pass the budget.
+        DataError: If there is no log, no day up to `as_of`, or going on would do harm (`check_budget`).
     """
     on_disk = discover_days(config.data)
     days = [day for day in on_disk if config.as_of is None or day <= config.as_of]
@@ -51,89 +55,96 @@ def scan(spec: LogSpec, days: list[str], config: ScanConfig) -> HealthMap:
         The verdict on every day, in order.
 
     Raises:
-        ConfigError: If a mapped column is in no file, or an expression does not fit the columns.
-        DataError: If the log's folder or a day's manifest cannot be read.
+        ConfigError: If a mapped column is in no file, an expression does not fit the columns, or a repair or release fits nothing.
+        DataError: If the log's folder cannot be read.
     """
     absent = {*gaps(days, discover_days(spec))}
     folders = [day_folder(spec, day) for day in sorted({*days, *absent})]
+    _check_repairs(spec, config)
     with ReaderPool(config.workers, config.read_deadline_s, config.memory_limit_gb, config.retries) as pool:
-        types = _types(spec, folders, pool)
-        reports = pool.map(_verifications(spec, folders, types))
-        return HealthMap(days=_judged(spec, folders, absent, reports, config), types=types)
+        reading = Reading.begin(spec, config, folders, pool)
+        verdicts = _judged(reading, folders, absent)
+    reading.store.close()
+    _check_releases(verdicts, config)
+    return HealthMap(days=verdicts, types=reading.expected.types)
 
 
-def _types(spec: LogSpec, folders: list[DayFolder], pool: ReaderPool) -> dict[str, str]:
-    """Finds the logical type of every mapped column: that of most files; the earliest wins a tie.
-
-    Raises:
-        ConfigError: If a mapped column is in no file that can be opened.
-    """
-    calls = [Call(inspect, (spec.root, path, spec.layout.format)) for folder in folders for path in folder.files]
-    votes: dict[str, Counter[str]] = {}
-    for result in pool.map(calls):
-        for name, kind in (result.types if isinstance(result, Inspection) else {}).items():
-            votes.setdefault(name, Counter())[kind] += 1
-    roles = source_columns(spec)
-    for name in roles if votes else ():
-        if name not in votes:
-            raise ConfigError("a mapped column is in no file", where=f"data ({spec.name})", got=name, remedy=nearest(name, votes))
-    return {name: _winner(votes.get(name, Counter()), role) for name, role in roles.items()}
-
-
-def _winner(votes: Counter[str], role: str) -> str:
-    kind = next((kind for kind, _ in votes.most_common() if kind != OTHER), REAL)
-    return INTEGER if role == KEY and kind == REAL else kind  # ids that a writer turned into doubles
-
-
-def _verifications(spec: LogSpec, folders: list[DayFolder], types: dict[str, str]) -> list[Call]:
-    return [
-        Call(verify, (spec, folder.day, path, types, (folder.manifest or {}).get(path))) for folder in folders for path in folder.files
-    ]
-
-
-def _judged(spec: LogSpec, folders: list[DayFolder], absent: set[str], results: Iterator[object], config: ScanConfig) -> dict:
-    roles = source_columns(spec)
-    earlier: list[Deliveries] = []
-    history: list[int] = []
-    verdicts = {}
-    for folder in folders:
-        reports = [_report(folder, path, result) for path, result in zip(folder.files, islice(results, len(folder.files)), strict=True)]
-        if folder.day in absent:
-            verdicts[folder.day] = missing_day(folder.day)
+def _judged(reading: Reading, folders: list[DayFolder], absent: set[str]) -> dict[str, DayHealth]:
+    spec, config, roles = reading.spec, reading.config, source_columns(reading.spec)
+    actions = {name: column for name, columns in binary_actions(spec).items() for column in columns}
+    memory, past, verdicts = Memory.of(config), Past(), {}
+    for folder, found in reading.days(folders):
+        day = folder.day
+        if day in absent or folder.manifest_error is not None:
+            verdicts[day] = missing_day(day) if day in absent else untold_day(folder)
             continue
-        reports += _missing_files(folder)
-        verdict, deliveries = judge_day(folder, _only_listed(folder, reports), roles, earlier, history, config)
-        verdicts[folder.day] = verdict
-        if verdict.status != "refused":
-            earlier.append(deliveries)
-            history.append(verdict.used)
+        reports = _only_listed(folder, found)
+        examined = examine_day(spec, day, reading.expected.types, reports, memory, config)
+        response = _response(reading, day, examined)
+        verdict, deliveries = judge_day(folder, _treated(reading, folder, reports, response), response, roles, past, config)
+        verdicts[day] = verdict
+        healthy = verdict.status != "refused"
+        remember(memory, examined, {*response.accused, *verdict.masked_columns}, actions, healthy)
+        past = _later(past, day, verdict.used, deliveries, spec) if healthy else past
     return verdicts
 
 
-def _report(folder: DayFolder, path: str, result: object) -> FileReport:
-    if isinstance(result, Failure):
-        rows = int((folder.manifest or {}).get(path, {}).get("rows", 0))
-        return lost_file(folder.day, path, result.kind, result.evidence, rows)
-    if not isinstance(result, FileReport):
-        raise TypeError(f"a reader returned {type(result).__name__}")
-    return result
+def _response(reading: Reading, day: str, examined: Examined) -> Response:
+    spec, config = reading.spec, reading.config
+    vital = {column for columns in _trained_labels(spec) for column in columns}
+    roles = monitored(spec, reading.expected.types)
+    response = respond(day, examined.suspicions, roles, vital, examined.ranks, config)
+    return Response(response.masked, [*repairs_of(day, config), *response.rules], response.faults, response.accused)
 
 
-def _missing_files(folder: DayFolder) -> list[FileReport]:
-    """Files that the manifest lists and the folder lacks."""
-    listed = folder.manifest or {}
+def _trained_labels(spec: LogSpec) -> list[set[str]]:
+    """Returns the source columns of every action that is judged or stands in histories."""
+    return [columns_of(action.expression) for action in spec.actions.values() if action.gated or action.history]
+
+
+def _treated(reading: Reading, folder: DayFolder, reports: Sequence[FileReport], response: Response) -> list[FileReport]:
+    """Verifies files again that a rule is about, so that what is counted is what rebuild will find."""
+    if len(response.rules) == len(repairs_of(folder.day, reading.config)):
+        return list(reports)
     return [
-        lost_file(folder.day, path, "missing_file", "listed in the manifest, not in the folder", int(entry.get("rows", 0)))
-        for path, entry in sorted(listed.items())
-        if path not in folder.files
-    ]
+        report if report.file.quarantined else reading.again(folder, report.file.path, response.rules)
+        for report in reports
+    ]  # fmt: skip
 
 
-def _only_listed(folder: DayFolder, reports: list[FileReport]) -> list[FileReport]:
+def _later(past: Past, day: str, used: int, deliveries: Deliveries, spec: LogSpec) -> Past:
+    """Adds a day; deliveries that no later row can repeat are forgotten: a believable event is at most a week early."""
+    reach = day_start_ms(day, spec.timezone) - EARLIEST_MS
+    kept = [one for one in past.deliveries if one.event_range[1] >= reach]
+    return Past([*kept, deliveries], [*past.rows, (day, used)])
+
+
+def _only_listed(folder: DayFolder, reports: Sequence[FileReport]) -> list[FileReport]:
     """Sets aside files that the manifest does not list: leftovers of another attempt, which would double rows."""
     if folder.manifest is None:
-        return reports
+        return list(reports)
     return [
         report if report.file.path in folder.manifest else lost_file(folder.day, report.file.path, "unexpected_file", "not in the manifest")
         for report in reports
     ]
+
+
+def _check_repairs(spec: LogSpec, config: ScanConfig) -> None:
+    roles = source_columns(spec)
+    for rule in config.repairs:
+        if rule.feature not in roles:
+            raise ConfigError(
+                "a repair of a column that is not mapped", where="scan.repairs", got=rule.feature, remedy=nearest(rule.feature, roles)
+            )
+
+
+def _check_releases(verdicts: dict[str, DayHealth], config: ScanConfig) -> None:
+    for release in config.releases:
+        state = verdicts.get(release.day)
+        if state is not None and not any(fault.evidence.startswith("released") for fault in state.faults if fault.kind == release.kind):
+            kinds = sorted({fault.kind for fault in state.faults})
+            asked = " ".join(filter(None, [release.day, release.kind, release.feature, release.file]))
+            raise ConfigError(
+                "a release fits no fault of its day", where="scan.releases", got=asked,
+                expected=", ".join(kinds) or "the day has none", remedy="remove it, or see scan.json for what the day's faults are called",
+            )  # fmt: skip

@@ -10,8 +10,9 @@ import multiprocessing
 import resource
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -43,6 +44,19 @@ class Call:
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a call.
+
+    Attributes:
+        result: Its result, or the last `Failure`.
+        failures: Earlier attempts.
+    """
+
+    result: Any
+    failures: list[Failure]
 
 
 class Reader:
@@ -99,10 +113,11 @@ class Reader:
 
 
 class ReaderPool:
-    """Runs calls on several readers, results in order; transient failures are tried again."""
+    """Runs calls on several readers; transient failures are tried again."""
 
     def __init__(self, workers: int, deadline_s: float, memory_gb: float, retries: int) -> None:
         self._threads = ThreadPoolExecutor(max(workers, 1))
+        self._ahead = 2 * max(workers, 1)
         self._retries = retries
         self._make = lambda: Reader(deadline_s, memory_gb)
         self._own = threading.local()
@@ -116,21 +131,32 @@ class ReaderPool:
         for reader in self._readers:
             reader.close()
 
-    def map(self, calls: Iterable[Call]) -> Iterator[Any]:
-        """Yields the result, or the last `Failure`, of every call in order."""
-        yield from self._threads.map(self._persist, calls)
+    def map(self, calls: Iterable[Call]) -> Iterator[Done]:
+        """Yields what became of every call, in order; a few calls ahead of the consumer, so that results do not pile up."""
+        waiting: deque[Future[Done]] = deque()
+        for call in calls:
+            waiting.append(self._threads.submit(self._persist, call))
+            if len(waiting) > self._ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
-    def _persist(self, call: Call) -> Any:
+    def run(self, call: Call) -> Done:
+        """Runs one call, beside those of a `map` that is going on."""
+        return self._threads.submit(self._persist, call).result()
+
+    def _persist(self, call: Call) -> Done:
         if not hasattr(self._own, "reader"):
             self._own.reader = self._make()
             self._readers.append(self._own.reader)
-        result = self._own.reader.run(call)
+        result, failures = self._own.reader.run(call), []
         for attempt in range(self._retries):
             if not isinstance(result, Failure) or attempt >= _ATTEMPTS.get(result.kind, self._retries):
                 break
+            failures.append(result)
             time.sleep(_BACKOFF_S * 2**attempt)
             result = self._own.reader.run(call)
-        return result
+        return Done(result, failures)
 
 
 def _serve(pipe: Connection, memory: int) -> None:

@@ -6,15 +6,10 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-HEALTH_VERSION = 1
+from trainer.schema.faults import FAULT_KINDS as FAULT_KINDS  # the words of the ledger belong to its schema
 
-# Kinds of the fault catalogue that the first form of scan recognises, in snake case.
-FAULT_KINDS = (
-    "truncated_file", "zero_tail", "empty_file", "bit_flip_page", "hash_mismatch", "footer_damage", "row_count_mismatch",
-    "missing_file", "unexpected_file", "missing_column", "wrong_dtype", "non_finite", "out_of_range", "time_out_of_day",
-    "duplicate_rows", "late_rows", "empty_day", "missing_day", "read_timeout", "oversized_read", "too_few_rows",
-    "null_key", "unreadable_file", "worker_killed", "too_many_bad_rows", "unfinished_day",
-)  # fmt: skip
+HEALTH_VERSION = 2
+
 ACTIONS = ("count", "mask", "quarantine_row", "quarantine_group", "quarantine_file", "refuse_day", "stop")
 DAY_STATUSES = ("ok", "masked", "refused")
 
@@ -61,6 +56,39 @@ class Fault:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CellRule:
+    """What scan decided about some cells or rows of a day; rebuild applies it in the same place.
+
+    A rule hits cells outside [minimum, maximum], cells equal to one of `values`, or cells of events from `from_ms` on (with
+    `values`: those of them that are equal). Hit cells become null, or their rows are left out. A rule with `multiply` is a declared
+    repair of the whole column instead.
+
+    Attributes:
+        kind: Kind in the ledger.
+        feature: Source column.
+        evidence: Why.
+        file: Only in this file; None for the whole day.
+        drop: Whether rows are left out instead of cells made null.
+        minimum: Smallest value that is not hit.
+        maximum: Largest value that is not hit.
+        values: Values that are hit, as text.
+        from_ms: First event time that is hit.
+        multiply: Factor of a repair.
+    """
+
+    kind: str
+    feature: str
+    evidence: str
+    file: str | None = None
+    drop: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    values: list[str] = field(default_factory=list)
+    from_ms: int | None = None
+    multiply: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileHealth:
     """One source file as verified.
 
@@ -99,6 +127,7 @@ class DayHealth:
         dropped: Rows set aside: bad keys, dropped row groups, quarantined files; all rows of a refused day.
         duplicates: Repeated deliveries of a row that is used; no fault.
         late: Used rows that became known only after the business day of their event; no fault.
+        rules: Cells made null, rows left out and repairs, beyond what the files' own entries say.
     """
 
     status: str
@@ -110,6 +139,7 @@ class DayHealth:
     dropped: int = 0
     duplicates: int = 0
     late: int = 0
+    rules: list[CellRule] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

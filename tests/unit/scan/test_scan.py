@@ -27,7 +27,7 @@ from trainer.schema.time import day_start_ms, days_between
 DAYS = days_between("2024-05-06", "2024-05-08")
 ROWS, GROUP = 300, 100
 BAD, GOOD = DAYS[1], (DAYS[0], DAYS[2])
-CONFIG = ScanConfig(workers=1, max_bad_rows_share=0.5, retries=1)
+CONFIG = ScanConfig(workers=1, max_bad_rows_share=0.5, max_masked_cells_share=0.5, min_rows_share=0.0, retries=1)
 
 
 def log(root, **changes):
@@ -277,7 +277,10 @@ def test_rows_without_id_or_with_an_impossible_time_are_dropped(root):
     replace(root, edit)
     _, day = scanned(root)
     counts = {(fault.kind, fault.feature): fault.rows for fault in day.faults}
-    assert counts == {("null_key", "user_id"): 4, ("time_out_of_day", "ts"): 4} and (day.used, day.dropped) == (ROWS - 8, 8)
+    assert counts == {("null_key", "user_id"): 4, ("time_unit", "ts"): 2, ("time_out_of_day", "ts"): 2} and (day.used, day.dropped) == (
+        ROWS - 8,
+        8,
+    )
 
 
 def test_duplicates_are_counted_apart_also_across_days(root):
@@ -394,7 +397,7 @@ def test_hangs_crashes_and_bombs_cost_one_call_each():
     calls = [Call(time.sleep, (600,)), Call(signal.raise_signal, (signal.SIGKILL,)), Call(np.ones, (1 << 34,)), Call(len, ("four",))]
     with ReaderPool(1, deadline_s=20.0, memory_gb=4.0, retries=0) as pool:
         begun = time.monotonic()
-        kinds = [result.kind if isinstance(result, Failure) else result for result in pool.map(calls)]
+        kinds = [done.result.kind if isinstance(done.result, Failure) else done.result for done in pool.map(calls)]
     assert kinds == ["read_timeout", "worker_killed", "oversized_read", 4]
     assert time.monotonic() - begun < 120
 
@@ -404,4 +407,5 @@ def test_transient_errors_are_tried_again_and_give_one_result(monkeypatch):
     with ReaderPool(1, 1.0, 4.0, retries=2) as pool:
         monkeypatch.setattr(pool, "_make", lambda: SimpleNamespace(run=lambda call: answers.pop(0), close=lambda: None))
         results = list(pool.map([Call(len, ("a",)), Call(len, ("b",))]))
-    assert results == ["read", Failure("missing_file", "gone")]
+    assert [done.result for done in results] == ["read", Failure("missing_file", "gone")]
+    assert [len(done.failures) for done in results] == [2, 0]

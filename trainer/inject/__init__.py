@@ -1,0 +1,6 @@
+"""Inject: damages a copy of any log directory on purpose, every kind of the catalogue, and says exactly what it did."""
+
+from trainer.inject.hazards import HAZARDS, hazard
+from trainer.inject.run import KINDS, inject, run
+
+__all__ = ["HAZARDS", "KINDS", "hazard", "inject", "run"]

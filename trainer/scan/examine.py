@@ -1,0 +1,185 @@
+"""Examines one day against what is remembered, and remembers it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from trainer.config import ScanConfig
+from trainer.scan import relations, values
+from trainer.scan.history import History, Remembered
+from trainer.scan.labels import Counts, disorder, lost_hours, misranked, unripe
+from trainer.scan.links import ITEM, USER, ends
+from trainer.scan.states import ColumnState
+from trainer.scan.summary import FileState, Ranking, binary_actions, day_state, id_columns, monitored
+from trainer.scan.suspicion import Suspicion
+from trainer.scan.values import Watch
+from trainer.scan.verify import FileReport
+from trainer.schema.logs import LogSpec
+from trainer.schema.time import add_days
+
+_DETECTORS = 8  # tests a column
+_LEAST_FILE = 200  # rows of a file that is judged apart from its day
+_APART = ("zero_filled", "constant", "unit_change", "sentinel_spike")
+
+
+@dataclass
+class Memory:
+    """What the scan carries from day to day.
+
+    Attributes:
+        history: Healthy days.
+        counts: The counting model.
+        yesterday: The day before, healthy columns only; None if there was none.
+    """
+
+    history: History
+    counts: Counts = field(default_factory=Counts)
+    yesterday: tuple[str, dict[str, ColumnState]] | None = None
+
+    @classmethod
+    def of(cls, config: ScanConfig) -> Memory:
+        return cls(History(config.history_days, config.min_history_days, config.false_alarms))
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A day as examined.
+
+    Attributes:
+        suspicions: What was found.
+        ranks: Whether the day's labels are still ranked.
+        remembered: What will be remembered if the day turns out to be healthy.
+    """
+
+    suspicions: list[Suspicion]
+    ranks: bool
+    remembered: Remembered
+
+
+def examine_day(
+    spec: LogSpec, day: str, types: dict[str, str], reports: Sequence[FileReport], memory: Memory, config: ScanConfig
+) -> Examined:
+    """Runs every detector on a day.
+
+    Args:
+        spec: The log.
+        day: Business day.
+        types: Source column -> logical type.
+        reports: Its verified files.
+        memory: What is usual.
+        config: Policy.
+    """
+    roles = monitored(spec, types)
+    watch = Watch(memory.history, day, roles, types, id_columns(spec), _DETECTORS * len(roles), config.bot_share)
+    mixed = _mixed(watch, reports)
+    state = day_state([_without(report.state, {one.feature for one in mixed if one.file == report.file.path}) for report in reports])
+    explained = {fault.feature for report in reports for fault in report.faults if fault.action in ("mask", "quarantine_group")}
+    actions = {name: next(iter(columns)) for name, columns in binary_actions(spec).items() if len(columns) == 1}
+    found = [one for one in values.examine(watch, state.columns) if not (one.kind == "null_spike" and one.feature in explained)]
+    found += _related(watch, spec, state, memory, [*found, *mixed], explained)
+    found += unripe(
+        memory.history, state, {name: column for name, column in actions.items() if not _accused(found, column)}, day, spec.timezone
+    )
+    counted = memory.counts.rankings(state)
+    asked = {name: column for name, column in actions.items() if not _accused(found, column)}
+    distrusted = [name for name, column in spec.logged_scores.items() if _accused(found, column)]
+    wrong = list(misranked(watch, state, counted, asked, distrusted)) if not _accused(found, spec.user, spec.item) else []
+    found += [*wrong, *mixed, *lost_hours(memory.history, state), *disorder(memory.history, state)]
+    remembered = Remembered(
+        day, state, {name: rate for name, (rate, _) in _matches(state, memory, day).items()},
+        {name: share for name, (share, _) in relations.overlaps(watch, state.columns).items()}, state.rankings, counted,
+    )  # fmt: skip
+    return Examined(found, bool(state.rankings or counted) and not wrong, remembered)
+
+
+def remember(memory: Memory, examined: Examined, accused: Iterable[str], actions: dict[str, str], healthy: bool) -> None:
+    """Adds a day to the memory, without its accused columns; of a refused day only the next one's yesterday is kept.
+
+    Args:
+        memory: Changed in place.
+        examined: The day.
+        accused: Columns that something was found in.
+        actions: Binary action -> source column.
+        healthy: Whether the day was not refused.
+    """
+    day, bad = examined.remembered, set(accused)
+    trusted = {name: state for name, state in day.state.columns.items() if name not in bad}
+    memory.yesterday = (day.day, trusted)
+    if not healthy:
+        return
+    bad_actions = {action for action, column in actions.items() if column in bad}
+    memory.counts.learn(day.state, bad_actions)
+    state = replace(_without(day.state, bad), entity_bins=day.state.entity_bins[:, :0], labels={})
+    memory.history.add(
+        replace(
+            day, state=state,
+            matches={name: rate for name, rate in day.matches.items() if name not in bad},
+            overlaps={name: share for name, share in day.overlaps.items() if name not in bad},
+            rankings=_trusted(day.rankings, bad_actions), counted=_trusted(day.counted, bad_actions),
+        )
+    )  # fmt: skip
+
+
+def _related(
+    watch: Watch, spec: LogSpec, state: FileState, memory: Memory, found: Sequence[Suspicion], explained: set[str | None]
+) -> list[Suspicion]:
+    """Detectors that look at two columns or two days; each leaves alone what was accused before it."""
+    skip = {one.feature for one in found if one.feature} | {name for name in explained if name}
+    related: list[Suspicion] = []
+
+    def add(suspicions: Iterable[Suspicion]) -> None:
+        for one in suspicions:
+            related.append(one)
+            skip.add(one.feature or "")
+
+    add(list(relations.leaks(watch, state.links, skip)))
+    add(list(relations.stale(watch, _matches(state, memory, watch.day), skip)))
+    add(list(relations.resalted(watch, relations.overlaps(watch, state.columns), skip)))
+    if {spec.user, spec.item} & skip:
+        skip |= {USER, ITEM}
+    add(relations.shuffled(watch, state, skip, {USER: spec.user, ITEM: spec.item}))
+    return related
+
+
+def _matches(state: FileState, memory: Memory, day: str) -> dict[str, tuple[float, int]]:
+    if memory.yesterday is None or memory.yesterday[0] != add_days(day, -1):
+        return {}
+    return relations.matches(state.columns, memory.yesterday[1])
+
+
+def _mixed(watch: Watch, reports: Sequence[FileReport]) -> list[Suspicion]:
+    """Columns that are wrong in some files of the day and right in others: two versions of a producer."""
+    large = [report for report in reports if report.state.rows >= _LEAST_FILE]
+    if len(large) < 2:
+        return []
+    found: dict[str, list[tuple[FileReport, Suspicion]]] = {}
+    for report in large:
+        for one in values.examine(watch, report.state.columns):
+            if one.feature and one.kind in _APART:
+                found.setdefault(one.feature, []).append((report, one))
+    return [
+        Suspicion("mixed_version", f"{one.kind} in {len(files)} of {len(large)} files: {one.evidence}", one.rows, name, report.file.path)
+        for name, files in found.items()
+        if len(files) < len(large)
+        for report, one in files
+    ]
+
+
+def _accused(found: Sequence[Suspicion], *columns: str) -> bool:
+    return any(one.feature in columns for one in found)
+
+
+def _without(state: FileState, columns: set[str] | set[str | None]) -> FileState:
+    """Forgets columns, and what ties them to others."""
+    if not columns:
+        return state
+    return replace(
+        state,
+        columns={name: column for name, column in state.columns.items() if name not in columns},
+        links={name: link for name, link in state.links.items() if not set(ends(name)) & columns},
+    )
+
+
+def _trusted(rankings: dict[str, Ranking], bad: set[str]) -> dict[str, Ranking]:
+    return {action: ranking for action, ranking in rankings.items() if action not in bad}

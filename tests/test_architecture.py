@@ -20,6 +20,7 @@ STAGES = {
     "export",
     "downstream",
     "gate",
+    "diagnose",
     "release",
     "report",
 }
@@ -28,16 +29,19 @@ ALLOWED = {
     "align": set(),
     "simulate": set(),
     "scan": {"logs"},
+    "inject": {"logs"},
     "rebuild": {"logs"},
     "data": set(),
     "checkpoint": set(),
     "warm_start": set(),
     "fit": {"data", "checkpoint", "warm_start", "days"},
+    "importing": {"checkpoint", "release"},
     "evaluate": {"data", "checkpoint", "metrics"},
-    "next_item": {"data", "fit", "run_dir"},
+    "next_item": {"data", "fit", "run_dir", "checkpoint", "warm_start", "release"},
     "export": {"align"},
     "downstream": {"metrics"},
     "gate": {"metrics"},
+    "diagnose": {"metrics"},
     "suites": {"gate", "release"},
     "release": set(),
     "report": {"metrics"},
@@ -86,7 +90,7 @@ def test_every_package_is_in_the_order():
 
 
 @pytest.mark.parametrize(
-    "name", ["schema", "metrics", "scan", "rebuild", "gate", "release", "export", "downstream", "simulate", "suites", "commands"]
+    "name", ["schema", "metrics", "scan", "rebuild", "gate", "diagnose", "release", "export", "downstream", "simulate", "suites", "commands"]
 )
 def test_no_torch(name):
     code = f"import sys, trainer.{name}; sys.exit('torch' in sys.modules)"

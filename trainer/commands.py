@@ -20,7 +20,10 @@ from typing import Any
 from trainer.config import (
     BacktestConfig,
     CompareRunConfig,
+    DiagnoseRunConfig,
     GateRunConfig,
+    ImportConfig,
+    InjectConfig,
     ReleaseRunConfig,
     RetrainConfig,
     ScanRunConfig,
@@ -76,6 +79,18 @@ def backtest() -> None:
         return EXIT_DONE, None
 
     _main("backtest", BacktestConfig, task)
+
+
+def inject() -> None:
+    """Damages a copy of a log on purpose."""
+
+    def task(config: InjectConfig) -> tuple[int, float | None]:
+        from trainer.inject import run
+
+        run(config)
+        return EXIT_DONE, None
+
+    _main("inject", InjectConfig, task)
 
 
 def simulate() -> None:
@@ -160,6 +175,32 @@ def suite() -> None:
         return suite_models(read_bundle(challenger), read_bundle(production) if production else None)
 
     _main("suite", SuiteRunConfig, task)
+
+
+def diagnose() -> None:
+    """Explains the verdict of a finished run."""
+
+    def task(config: DiagnoseRunConfig) -> tuple[int, float | None]:
+        from trainer.diagnose import show
+        from trainer.stages.diagnosing import explain
+
+        show(explain(config))
+        return EXIT_DONE, None
+
+    _main("diagnose", DiagnoseRunConfig, task)
+
+
+def import_checkpoint() -> None:
+    """Turns a checkpoint of other code into a release, if its scores are proven equal."""
+
+    def task(config: ImportConfig) -> tuple[int, float | None]:
+        from trainer.importing import run
+        from trainer.importing.run import describe
+
+        print("\n".join(describe(run(config))))
+        return EXIT_DONE, None
+
+    _main("import", ImportConfig, task)
 
 
 def _main(config_name: str, kind: type, task: Task) -> None:

@@ -5,8 +5,9 @@ they come from (also ``++typo=1``, which Hydra itself lets pass), with the neare
 """
 
 from trainer.config.backtest import ArmConfig, BacktestConfig
-from trainer.config.injection import InjectConfig
+from trainer.config.diagnosing import DiagnoseRunConfig
 from trainer.config.importing import ImportConfig
+from trainer.config.injection import InjectConfig
 from trainer.config.inputs import RebuildConfig, ScanConfig
 from trainer.config.jobs import CompareRunConfig, GateRunConfig, ReleaseRunConfig, RetrainConfig, ScanRunConfig, SimulateConfig
 from trainer.config.judging import EvaluationConfig, ValueConfig
@@ -19,6 +20,7 @@ __all__ = [
     "ArmConfig",
     "BacktestConfig",
     "CompareRunConfig",
+    "DiagnoseRunConfig",
     "DistillConfig",
     "DownstreamConfig",
     "EvaluationConfig",

@@ -44,6 +44,10 @@ def report(
         release=release,
     )
     job.run.finish(summary)
+    if verdict is not None:
+        from trainer.diagnose import diagnose
+
+        diagnose(job.run.path, evaluation.predictions)
     page = render(job.run.path)
     print(f"{'report':<11}{page}", flush=True)
     return summary

@@ -34,8 +34,8 @@ def batch_of(lengths, positions):
         target_position_N=torch.tensor([p for group in positions for p in group]), target_time_N=torch.full((count,), 10**6),
         target_item_N=one(count, dtype=torch.int64), target_item_features_NI=one(count, 1, dtype=torch.int64),
         target_token_features_NK=one(count, 1, dtype=torch.int64), categorical_NC=one(count, 1, dtype=torch.int64),
-        numeric_NF=one(count, 2), present_NF=one(count, 2, dtype=torch.bool), label_NA=one(count, 2), known_NA=one(count, 2, dtype=torch.bool),
-        weight_N=one(count), row_N=torch.arange(count),
+        numeric_NF=one(count, 2), present_NF=one(count, 2, dtype=torch.bool), label_NA=one(count, 2),
+        known_NA=one(count, 2, dtype=torch.bool), weight_N=one(count), row_N=torch.arange(count),
     )  # fmt: skip
 
 

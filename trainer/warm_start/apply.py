@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -20,8 +21,6 @@ from trainer.warm_start.side import Side
 class Rows(Protocol):
     """Tensors whose rows can be read without holding the whole: a folder of shards, or tensors in memory."""
 
-    def __contains__(self, name: str) -> bool: ...
-
     def take(self, name: str, index: np.ndarray) -> Tensor:
         """Returns rows (entries of the first dimension) of a tensor by int64 index."""
 
@@ -32,12 +31,34 @@ class InMemory:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
     def take(self, name: str, index: np.ndarray) -> Tensor:
         """Returns rows of a tensor."""
         return self.tensors[name][torch.from_numpy(index)]
+
+
+class Folded:
+    """Production's tensors, with the mean rows of removed features' tables added to what every input meets instead."""
+
+    def __init__(self, transfer: TransferPlan, source: Side, tensors: Rows) -> None:
+        self.tensors = tensors
+        self.added: dict[str, Tensor] = {}
+        self.tables = {name for name, axes in source.axes.items() if axes[0].startswith("vocab:")}
+        for fate in transfer.fates:
+            for signed in fate.folds:
+                table = signed.removeprefix("-")
+                mean = mean_row(partial(tensors.take, table), source.vocabularies[source.axes[table][0].removeprefix("vocab:")])
+                name = str(fate.source)
+                self.added[name] = self.added.get(name, 0.0) + (-mean if signed.startswith("-") else mean)
+
+    def take(self, name: str, index: np.ndarray) -> Tensor:
+        """Returns rows of a tensor; the pad row stays zero."""
+        rows = self.tensors.take(name, index)
+        if name not in self.added:
+            return rows
+        added = self.added[name].expand(len(index), -1) if rows.ndim > 1 else self.added[name][torch.from_numpy(index)]
+        if name in self.tables:
+            added = added * torch.from_numpy(index != PAD_ROW)[:, None]
+        return (rows.double() + added).to(rows.dtype)
 
 
 def apply(
@@ -60,20 +81,20 @@ def apply(
         CheckpointError: If the plan refuses a tensor, or too little of production arrives.
     """
     refused(transfer)
-    old = InMemory(_folded(transfer, source, weights))
+    old = Folded(transfer, source, InMemory(weights))
     result: dict[str, Tensor] = {}
     for fate in transfer.fates:
         if fate.target is not None:
             fresh = initial[fate.target]
-            blocks = tensor_blocks(fate, transfer, source, target, old, fresh.__getitem__, len(fresh), seed)
-            result[fate.target] = next((values for _, values in blocks), fresh.clone())
+            blocks = tensor_blocks(fate, transfer, source, target, old, lambda rows, fresh=fresh: fresh[rows].clone(), len(fresh), seed)  # type: ignore[misc]
+            result[fate.target] = next(blocks, fresh.clone())
     return result
 
 
 def tensor_blocks(
     fate: TensorFate, transfer: TransferPlan, source: Side, target: Side, old: Rows,
     initial: Callable[[slice], Tensor], block_rows: int, seed: int = 0,
-) -> Iterator[tuple[slice, Tensor]]:  # fmt: skip
+) -> Iterator[Tensor]:  # fmt: skip
     """Builds one tensor of the challenger, some rows at a time, so that no table need be held.
 
     Args:
@@ -82,20 +103,19 @@ def tensor_blocks(
         source: Production's side.
         target: The challenger's side.
         old: Production's tensors.
-        initial: Reads rows of the freshly initialised tensor.
+        initial: Returns rows of the freshly initialised tensor, to be overwritten.
         block_rows: Rows of a block.
         seed: Seed of the noise on new rows.
 
     Yields:
-        (rows, their values), in order; nothing for a tensor without rows.
+        The rows, in order; nothing for a tensor without rows.
     """
     rules, size = transfer.rules, target.shapes[fate.target or ""][0]
     blocks = [slice(start, min(start + block_rows, size)) for start in range(0, size, max(block_rows, 1))]
     origin = fate.source or fate.copy_of
     if origin is None:
         for rows in blocks:
-            fresh = initial(rows)
-            yield rows, _blended(fate, transfer, target, torch.zeros_like(fresh) if starts_zero(fate, target) else fresh.clone(), fresh)
+            yield _blended(fate, transfer, target, initial(rows).zero_() if starts_zero(fate, target) else initial(rows), initial, rows)
         return
 
     def read(index: np.ndarray) -> Tensor:
@@ -108,9 +128,10 @@ def tensor_blocks(
         added = new_rows(both, places[0].index, read, rules.noise, seed)
     factors = [place.weight for place in places]
     for rows in blocks:
-        fresh = initial(rows)
-        warm = moved(places, read, fresh.clone(), rows.start, rows.stop, factors, added)
-        yield rows, _blended(fate, transfer, target, warm, fresh)
+        # No name for the block: it would live on while the next one is built.
+        yield _blended(
+            fate, transfer, target, moved(places, read, initial(rows), rows.start, rows.stop, factors, added), initial, rows
+        )
 
 
 def moved(
@@ -171,28 +192,14 @@ def _write(out: Tensor, rows: np.ndarray, values: Tensor, places: Sequence[Place
     out[index] = values.to(out.dtype)
 
 
-def _folded(transfer: TransferPlan, source: Side, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Adds the mean rows of removed features' tables to what every input meets instead."""
-    result = dict(weights)
-    for fate in transfer.fates:
-        for signed in fate.folds:
-            table, sign = signed.removeprefix("-"), -1.0 if signed.startswith("-") else 1.0
-            mean = mean_row(weights[table], source.vocabularies[source.axes[table][0].removeprefix("vocab:")])
-            tensor = result[str(fate.source)]
-            tensor = (tensor.double() + sign * mean).to(tensor.dtype)
-            if source.axes[str(fate.source)][0].startswith("vocab:"):
-                tensor[PAD_ROW] = 0
-            result[str(fate.source)] = tensor
-    return result
-
-
-def _blended(fate: TensorFate, transfer: TransferPlan, target: Side, warm: Tensor, fresh: Tensor) -> Tensor:
+def _blended(
+    fate: TensorFate, transfer: TransferPlan, target: Side, warm: Tensor, initial: Callable[[slice], Tensor], rows: slice
+) -> Tensor:
     """Shrinks and perturbs a matrix (Ash & Adams 2020): tables, norms, biases and other vectors stay as they are."""
-    rules = transfer.rules
-    axes = target.axes[fate.target or ""]
+    rules, axes = transfer.rules, target.axes[fate.target or ""]
     if (rules.shrink, rules.perturb) == (1.0, 0.0) or len(axes) < 2 or axes[0] not in MIXED:
         return warm
-    return warm * rules.shrink + fresh * rules.perturb
+    return warm * rules.shrink + initial(rows) * rules.perturb
 
 
 MIXED = ("dim", "vector", "context", "ffn", "context_ffn", "head", "output")  # what a matrix produces; tables select instead

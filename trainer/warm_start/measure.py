@@ -81,7 +81,7 @@ def _mean_rows(ranker: Ranker, name: str, source: Side) -> Iterator[None]:
     """Every row of a table is its mean row for a while."""
     table = ranker.state_dict()[name]
     kept = table.clone()
-    mean = mean_row(kept, source.vocabularies[source.axes[name][0].removeprefix("vocab:")])
+    mean = mean_row(kept.__getitem__, source.vocabularies[source.axes[name][0].removeprefix("vocab:")])
     with torch.no_grad():
         table[1:] = mean.to(table.dtype)
         try:

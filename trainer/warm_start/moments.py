@@ -8,8 +8,9 @@ the second moment of old rows that are met as often, and with no direction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -87,9 +88,8 @@ def _state(both: Pair, state: str, tensor: Tensor, fresh: bool) -> Tensor:
     out = torch.empty([len(place.index) for place in places], dtype=tensor.dtype)
     if fresh:
         return out.fill_(_level(state, tensor))
-    old = InMemory({both.old: tensor})
-    start = begin_state(both, state, places, lambda index: old.take(both.old, index))
-    return state_rows(state, places, lambda index: old.take(both.old, index), start, out, 0, len(out))
+    read = partial(InMemory({both.old: tensor}).take, both.old)
+    return next(state_blocks(both, state, places, read, tensor.dtype, len(out)), out)
 
 
 def _level(state: str, tensor: Tensor) -> float:
@@ -119,10 +119,11 @@ def begin_state(both: Pair, state: str, places: list[Place], read: Read) -> Stat
     """
     if STATES[state] != 2:
         return StateStart(0.0)
-    level = grouped_means(read, np.zeros(places[0].size, np.int64), np.ones(places[0].size), 1)
     axis, new = both.axes[0], np.flatnonzero(places[0].index < 0)
-    start = StateStart(float(level.mean()))
-    if not axis.startswith("vocab:") or not len(new):
+    table = axis.startswith("vocab:")
+    grown = any((place.index < 0).any() for place in places[table:])
+    start = StateStart(float(grouped_means(read, np.zeros(places[0].size, np.int64), np.ones(places[0].size), 1).mean()) if grown else 0.0)
+    if not table or not len(new):
         return start
     octave = np.concatenate([np.full(RESERVED_ROWS, -1), _octave(both.target.vocabularies[axis[6:]])])
     kept = np.flatnonzero(places[0].index >= RESERVED_ROWS)
@@ -135,25 +136,28 @@ def begin_state(both: Pair, state: str, places: list[Place], read: Read) -> Stat
     return StateStart(start.level, means, np.minimum(np.searchsorted(known, octave[new]), len(known) - 1))
 
 
-def state_rows(state: str, places: list[Place], read: Read, begin: StateStart, out: Tensor, start: int, stop: int) -> Tensor:
-    """Fills rows [start, stop) of one state of one parameter.
+def state_blocks(both: Pair, state: str, places: list[Place], read: Read, dtype: torch.dtype, block_rows: int) -> Iterator[Tensor]:
+    """Builds one state of one parameter, some rows at a time.
 
     Args:
+        both: The parameter on both sides.
         state: A key of `STATES`.
         places: One place a dimension of the state (row-wise states have only the first).
         read: Reads production's rows of the state.
-        begin: What `begin_state` returned.
-        out: The rows; overwritten.
-        start: First row.
-        stop: Row behind the last.
+        dtype: Type of the state.
+        block_rows: Rows of a block.
 
-    Returns:
-        `out`.
+    Yields:
+        The rows, in order.
     """
+    begin = begin_state(both, state, places, read)
     free = [replace(place, zero=np.zeros(len(place.index), bool)) for place in places]
     factors = [None if place.gradient is None else place.gradient ** STATES[state] for place in places]
     added = None if begin.rows is None or begin.group is None else begin.rows[torch.from_numpy(begin.group)]
-    return moved(free, read, out.fill_(begin.level), start, stop, factors, added)
+    shape = [len(place.index) for place in places]
+    for start in range(0, shape[0], max(block_rows, 1)):
+        stop = min(start + block_rows, shape[0])
+        yield moved(free, read, torch.full([stop - start, *shape[1:]], begin.level, dtype=dtype), start, stop, factors, added)
 
 
 def _octave(vocabulary: Vocabulary) -> np.ndarray:

@@ -117,12 +117,10 @@ def _same_value(old: pa.ChunkedArray, new: pa.ChunkedArray, rows: np.ndarray) ->
     return group_R, codes[1][rows - RESERVED_ROWS]
 
 
-def mean_row(table: Tensor, vocabulary: Vocabulary) -> Tensor:
+def mean_row(read: Read, vocabulary: Vocabulary) -> Tensor:
     """Returns float64 [width]: a table's mean row, weighted by traffic: what stands for a feature that was removed."""
-    weight = torch.from_numpy(vocabulary.count_V.astype(np.float64))
-    rows = table[RESERVED_ROWS:].double()
-    if len(rows) == 0:
-        return table[OOV_ROW].double()
-    if float(weight.sum()) <= 0:
-        return rows.mean(0)
-    return (rows * weight[:, None]).sum(0) / weight.sum()
+    traffic = vocabulary.count_V.astype(np.float64)
+    if not len(traffic):
+        return read(np.array([OOV_ROW]))[0].double()
+    weight_R = np.concatenate([np.zeros(RESERVED_ROWS), traffic if traffic.sum() > 0 else np.ones(len(traffic))])
+    return grouped_means(read, np.zeros(len(weight_R), np.int64), weight_R, 1)[0]

@@ -46,7 +46,7 @@ def test_a_removed_table_leaves_its_mean_row_behind_and_the_effect_is_measured(a
     assert not the_plan.exact and any("the feature was removed" in reason for reason in the_plan.inexact)
     measured = measure_removed(source, [warm.batch_of(old)], *sides, the_plan)["tab"]
     before = source.state_dict()[TAB].clone()
-    mean = mean_row(before, old.vocabularies["tab"])
+    mean = mean_row(before.__getitem__, old.vocabularies["tab"])
     with torch.no_grad():
         source.state_dict()[TAB][1:] = mean
     assert (warm.outputs(new, target) - warm.outputs(old, source)).abs().max() <= 1e-10, "the mean row is folded in"
@@ -71,7 +71,7 @@ def test_removed_features_of_items_and_tokens_leave_their_mean_row_too(architect
     the_plan, _ = warm.transfer(old, source, new, target, coverage={})
     name = next(fate.source for fate in the_plan.fates if fate.fate == "dropped")
     with torch.no_grad():
-        source.state_dict()[name][1:] = mean_row(source.state_dict()[name], old.vocabularies[source.axes()[name][0][6:]])
+        source.state_dict()[name][1:] = mean_row(source.state_dict()[name].__getitem__, old.vocabularies[source.axes()[name][0][6:]])
         source.state_dict()[name][0] = source.state_dict()[name][1] if kind == "token_features" else 0
     assert (warm.outputs(new, target) - warm.outputs(old, source)).abs().max() <= 1e-10
     assert (target.state_dict()["embedding.item.weight"][0] == 0).all()

@@ -78,3 +78,23 @@ def test_a_live_bundle_teaches_another_architecture_with_which_it_shares_nothing
 def test_without_production_there_is_no_live_teacher(simulated, tmp_path):
     with pytest.raises(CheckpointError, match="distill=logged"):
         train(configure(*arguments(simulated, tmp_path, "run", "as_of=2026-03-05", "distill=production")))
+
+
+def test_a_bundle_knows_the_latest_event_it_has_learned(replaced):
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    folder, summary = replaced
+    manifest = read_bundle(folder / "first" / "challenger").manifest
+    files = [file for day in summary.data["train"] for file in (folder / "examples" / "examples" / f"day={day}").glob("*.parquet")]
+    assert manifest.watermark_ms == max(pc.max(pq.read_table(file)["event_time"]).as_py() for file in files)
+
+
+def test_scratch_of_an_attempt_with_other_settings_is_not_gone_on_from(replaced, simulated, tmp_path):
+    shutil.copytree(replaced[0] / "examples", tmp_path / "examples")
+    same = ("as_of=2026-03-05", "warm_start=none", "fit.checkpoint_steps=1")
+    train(configure(*arguments(simulated, tmp_path, "run", *same)))
+    shard = ShardStore(tmp_path / "run" / "challenger-shards").read(ShardKey("2026-03-03", 0))
+    assert shard.teacher_NA is None
+    train(configure(*arguments(simulated, tmp_path, "run", *same, "distill=logged")))
+    assert ShardStore(tmp_path / "run" / "challenger-shards").read(ShardKey("2026-03-03", 0)).teacher_NA is not None

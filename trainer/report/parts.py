@@ -93,7 +93,9 @@ def transfer(run: Artefacts) -> TransferPart | None:
 
 def parity_sentence(report: Mapping[str, Any]) -> str:
     """Says what was promised of the warm start and what was measured; continues "The warm start is ..."."""
-    parity = report.get("parity") or {}
+    parity, taught = report.get("parity") or {}, report.get("distilled")
+    if taught and not parity:
+        return f"a cold one, taught by {'production' if taught['teacher'] != 'logged scores' else 'the scores that production logged'}."
     promised = "exact by plan" if report.get("exact") else "not exact by plan"
     if not parity:
         return f"{promised}; not measured."

@@ -14,11 +14,13 @@ from trainer.errors import DataError
 from trainer.report import checks, parts
 from trainer.report.artefacts import MANIFEST, STEPS, Artefacts, read_artefacts
 from trainer.report.comparison import Comparison, compare
+from trainer.report.diagnosis import diagnosis
 from trainer.report.health import health, status_line
 from trainer.report.numbers import leaf, seconds
 from trainer.report.score_charts import distribution_charts, reliability_charts
 from trainer.report.scores import PAIR, ActionScores, read_scores
 from trainer.report.training import training
+from trainer.schema.diagnosis import FILE as DIAGNOSIS
 from trainer.schema.files import write_text
 from trainer.schema.verdict import HOLD, PROMOTE, REJECT
 
@@ -178,7 +180,9 @@ def _trust(run: Artefacts) -> list[tuple[bool, str]]:
         lines.append((not any(entry["skipped"] for entry in run.steps), f"Training: {trained.sentence}"))
     if run.transfer:
         parity = run.transfer.get("parity") or {}
-        lines.append((bool(run.transfer.get("exact", parity.get("exact"))), f"The warm start is {parts.parity_sentence(run.transfer)}"))
+        cold = "distilled" in run.transfer and not parity  # nothing was carried over that could differ
+        sound = cold or bool(run.transfer.get("exact", parity.get("exact")))
+        lines.append((sound, f"The {'start' if cold else 'warm start'} is {parts.parity_sentence(run.transfer)}"))
     if run.verdict:
         blocking = [check for check in run.checks if check.severity == "block"]
         others = [check for check in run.checks if check.severity != "block"]
@@ -193,6 +197,7 @@ def _judgement_sections(run: Artefacts) -> list[Section]:
     promoted = "No repair was tried: none was asked for, or the challenger was promoted as it came."
     return [
         _section("suites", "Suites", checks.lines(checks.suite_checks(run)), NOT_JUDGED if run.verdict is None else "There are no suites."),
+        _section("diagnosis", "Diagnosis", diagnosis(run), run.missing(DIAGNOSIS, "No diagnosis was made of this run.")),
         _section("repair", "Repair", parts.repair(run), NOT_JUDGED if run.verdict is None else promoted),
     ]
 

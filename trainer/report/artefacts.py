@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import yaml
 
 from trainer.errors import CheckpointError, DataError
+from trainer.schema.diagnosis import FILE as DIAGNOSIS
+from trainer.schema.diagnosis import Diagnosis
 from trainer.schema.plain import from_plain
 from trainer.schema.repair import FILE as CURVES
 from trainer.schema.repair import Repair, read_repair
@@ -57,7 +59,7 @@ class Artefacts:
     steps: list[dict[str, Any]] = field(default_factory=list)
     downstream: dict[str, Any] = field(default_factory=dict)
     embeddings: dict[str, Any] = field(default_factory=dict)
-    diagnosis: dict[str, Any] = field(default_factory=dict)
+    diagnosis: Diagnosis | None = None
     repair: Repair | None = None
     predictions: Path | None = None
     damaged: dict[str, str] = field(default_factory=dict)
@@ -122,7 +124,7 @@ def read_artefacts(run_dir: Path, predictions: Path | None = None) -> Artefacts:
         steps=_steps(run_dir / STEPS, damaged),
         downstream=_mapping(run_dir, Path("downstream.json"), damaged),
         embeddings=_mapping(run_dir, MANIFEST, damaged),
-        diagnosis=_mapping(run_dir, Path("diagnosis.json"), damaged),
+        diagnosis=_diagnosis(run_dir / DIAGNOSIS, damaged),
         repair=_repair(run_dir, damaged),
         predictions=predictions or _predictions(run_dir, config),
         damaged=damaged,
@@ -189,6 +191,14 @@ def _steps(path: Path, damaged: dict[str, str]) -> list[dict[str, Any]]:
         damaged[STEPS.name] = f"{type(error).__name__}: {error}"
         return []
     return [by_step[step] for step in sorted(by_step)]
+
+
+def _diagnosis(path: Path, damaged: dict[str, str]) -> Diagnosis | None:
+    try:
+        return _record(Diagnosis, path)
+    except DataError as error:
+        damaged[path.name] = str(error.got)
+        return None
 
 
 def _repair(run_dir: Path, damaged: dict[str, str]) -> Repair | None:

@@ -16,7 +16,7 @@ from trainer.report.thresholds import LiveThreshold, live_thresholds
 from trainer.schema.repair import Curve
 
 _ROUND = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 0.99, 0.999, 0.9999)
-_CLOSEST = 0.11  # ticks nearer than this share of the axis would touch
+_CLOSEST = 0.14  # ticks nearer than this share of the axis would touch
 
 
 @dataclass(frozen=True)

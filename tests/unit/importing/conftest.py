@@ -76,6 +76,7 @@ def configured(tmp_path):
             "vocabulary": str(plain / "items.txt"), "names": str(plain / "names.yaml"), "probe": str(plain / "probe.parquet")
         }  # fmt: skip
         registry = RegistryConfig(root=str(tmp_path / "registry"))
-        return ImportConfig(**{"format": form, "checkpoint": str(checkpoint), "as_of": "2026-01-31", "registry": registry, **beside, **changes})
+        values = {"format": form, "checkpoint": str(checkpoint), "as_of": "2026-01-31", "registry": registry}
+        return ImportConfig(**{**values, **beside, **changes})
 
     return make

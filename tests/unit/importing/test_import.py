@@ -155,7 +155,12 @@ def test_names_that_cannot_be_understood_are_refused(plain, configured, text):
 
 @pytest.mark.parametrize(
     ("ids", "words"),
-    [(IDS[:-1], "do not belong together"), ([*IDS[:-1], IDS[0]], "duplicate"), ([], "integer or text"), ([*IDS[:-1], "other"], "does not know")],
+    [
+        (IDS[:-1], "do not belong together"),
+        ([*IDS[:-1], IDS[0]], "duplicate"),
+        ([], "integer or text"),
+        ([*IDS[:-1], "other"], "does not know"),
+    ],
 )
 def test_a_vocabulary_that_does_not_fit_is_refused(plain, configured, ids, words):
     (plain / "items.txt").write_text("\n".join(ids))

@@ -182,7 +182,7 @@ class Registry:
 
         Raises:
             RegistryError: If promotions are frozen, the verdict forbids it, or the version does not exist.
-            RaceError: If the aliases have another revision: somebody else moved a pointer meanwhile.
+            RaceError: If somebody else moved a pointer since that revision; a freeze that is over moved none.
             CheckpointError: If a file of the release is missing or was altered.
         """
         record = self._record(version)
@@ -412,12 +412,18 @@ class Registry:
                 "promotions are frozen: nothing promoted", where=self.folder, got=f"reason: {aliases.frozen}",
                 remedy="scripts/release.py action=unfreeze, once the reason is gone",
             )  # fmt: skip
-        if aliases.revision != expected_revision:
+        if aliases.revision != expected_revision and not self._only_frozen(aliases.revision, expected_revision):
             raise RaceError(
                 "the pointer moved during the run: nothing promoted", where=self.folder / ALIASES,
                 got=f"revision {aliases.revision}, production {aliases.production}", expected=f"revision {expected_revision}",
                 remedy="judge the challenger against the release that is live now",
             )  # fmt: skip
+
+    def _only_frozen(self, revision: int, expected_revision: int) -> bool:
+        """Tells whether nothing but freezes lies between two revisions: what the run was judged against is what it was."""
+        entries = self._history.entries(revision)
+        since = {entry.revision: entry.event for entry in entries if entry.revision is not None and entry.revision > expected_revision}
+        return len(since) == revision - expected_revision and set(since.values()) <= {"freeze", "unfreeze"}
 
     def _move(
         self, now: Aliases, event: str, release: str | None, reason: str | None, *, entry: dict[str, Any] | None = None, **changes: Any

@@ -177,9 +177,7 @@ def test_rollback_leaves_a_release_that_is_gone(two: Registry):
     assert two.production_path() is not None
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"production": 7, "revision": "x"}', '{"productoin": "v1"}', '{"version": 2}', "\xff"]
-)
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"production": 7, "revision": "x"}', '{"productoin": "v1"}', '{"version": 2}', "\xff"])
 def test_a_corrupt_pointer_file_is_never_guessed_at(two: Registry, content: str):
     two.promote("v1", 0)
     (two.folder / ALIASES).write_bytes(content.encode("latin-1"))

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from trainer.config import RegistryConfig, ReleaseRunConfig
-from trainer.errors import ConfigError, RegistryError
+from trainer.errors import ConfigError, RaceError, RegistryError
 from trainer.release import Registry, run
+from trainer.release.stage import stage_release
+from trainer.schema.release import HISTORY
+from trainer.schema.verdict import Verdict
 
 VERSIONS = [f"v{number}" for number in range(6)]
 
@@ -122,10 +125,32 @@ def test_the_history_tells_verdicts_overrides_and_reasons(aged: Registry, capsys
     assert "incident" not in printed
 
 
-def test_one_model_judged_twice_is_two_releases_each_with_its_verdict(registry: Registry, tmp_path: Path):
-    from trainer.release.stage import stage_release
-    from trainer.schema.verdict import Verdict
+@pytest.mark.parametrize("event", ["promote", "rollback", "reference", "freeze and unfreeze", "a lost history"])
+def test_a_pointer_that_moved_during_the_run_stops_its_promotion_a_freeze_that_is_over_does_not(aged: Registry, event: str):
+    begun = aged.aliases().revision
+    if event == "promote":
+        aged.promote("v0", begun)
+    elif event == "rollback":
+        aged.rollback()
+        aged.rollback()  # production is what it was, but it was not all the time
+    elif event == "reference":
+        aged.refer_to("v3")
+    else:
+        aged.freeze("holiday")
+        aged.unfreeze()
+    if event == "a lost history":
+        (aged.folder / HISTORY).unlink()
+    before = aged.aliases()
+    if event == "freeze and unfreeze":
+        assert aged.promote("v1", begun).production == "v1"
+        return
+    with pytest.raises(RaceError, match="the pointer moved during the run: nothing promoted") as error:
+        aged.promote("v1", begun)
+    assert error.value.exit_code == 6
+    assert aged.aliases() == before
 
+
+def test_one_model_judged_twice_is_two_releases_each_with_its_verdict(registry: Registry, tmp_path: Path):
     def judged(verdict: str) -> dict:
         run_dir = tmp_path / "run"
         (run_dir / "challenger").mkdir(parents=True, exist_ok=True)
@@ -136,9 +161,28 @@ def test_one_model_judged_twice_is_two_releases_each_with_its_verdict(registry: 
             inputs_sha256=verdict, bundle_sha256="b" * 64, parent=None, expected_revision=registry.aliases().revision, auto=True,
         )  # fmt: skip
 
+    assert judged("REJECT") == {"version": None, "sealed": False, "promoted": False, "sentence": "rejected: production stays"}
+    assert versions(registry) == []
     held = judged("HOLD")
     assert judged("HOLD")["version"] == held["version"], "the same again is the same release"
     promoted = judged("PROMOTE")
     assert promoted["promoted"]
     assert promoted["version"] != held["version"]
     assert registry.aliases().production == promoted["version"]
+
+
+def test_a_run_that_lost_the_race_is_sealed_not_live_and_judged_again(two: Registry, tmp_path: Path):
+    begun = two.promote("v1", 0).revision
+    two.promote("v2", begun)
+    (tmp_path / "run" / "challenger").mkdir(parents=True)
+    (tmp_path / "run" / "challenger" / "manifest.json").write_text("{}")
+    (tmp_path / "run" / "verdict.json").write_text(json.dumps({"verdict": "PROMOTE"}))
+    before = two.aliases()
+    with pytest.raises(RaceError) as error:
+        stage_release(
+            two, tmp_path / "run", Verdict(verdict="PROMOTE", reason="r", policy="refresh", checks=[], failed=[]), as_of="2022-05-02",
+            inputs_sha256="asked", bundle_sha256="c" * 64, parent="v1", expected_revision=begun, auto=True,
+        )  # fmt: skip
+    assert (error.value.exit_code, two.aliases()) == (6, before)
+    assert len(versions(two)) == 3, "what was judged is kept"
+    assert two.judged("asked") is None, "the same command asks again, against the release that is live now"

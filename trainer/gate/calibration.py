@@ -164,14 +164,17 @@ def cumulative(action: ActionColumns, scope: Scope, policy: GatePolicy, severity
     label_N = action.label_N[scope.kept_N]
     ours_N, theirs_N = (action.means[prefix][scope.kept_N] for prefix in (names.CHALLENGER, names.PRODUCTION))
     few = too_few(scope, label_N, action.kind == BINARY, policy)[0]
-    ours, theirs = (ecce(score_N, label_N, scope.rows, seed=seed) for score_N in (ours_N, theirs_N))
-    value, reference = float(ours.value_G[0]), float(theirs.value_G[0])
+    value, reference = (float(ecce(score_N, label_N, scope.rows, replicates=0).value_G[0]) for score_N in (ours_N, theirs_N))
     harm = value - reference
     excused = not scope.differs(ours_N, theirs_N)[0] or harm <= policy.ecce_margin or value <= policy.ecce_margin
-    words = f"{value:.2%} of the base rate, production {reference:.2%}, tolerated {policy.ecce_margin:.0%} more, p {float(ours.p_G[0]):.2g}"
+    words = f"{value:.2%} of the base rate, production {reference:.2%}, tolerated {policy.ecce_margin:.0%} more"
+    p = 1.0
+    if not excused:  # the bootstrap is dear, and its answer matters only here
+        p = float(ecce(ours_N, label_N, scope.rows, seed=seed).p_G[0])
+        words += f", p {p:.2g}"
     check = Check(
         name="ecce", family="calibration", action=action.name, margin=policy.ecce_margin, n=int(scope.rows.n_G[0]), outcome="pass",
-        estimate=harm if math.isfinite(harm) else None, p=1.0 if excused else float(ours.p_G[0]), severity=severity,
+        estimate=harm if math.isfinite(harm) else None, p=p, severity=severity,
         sentence=f"range of the cumulative calibration error of {action.name}: {words}",
     )  # fmt: skip
     return [Question(check=check, upper=0.0, too_few=None if excused else few)]

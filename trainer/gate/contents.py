@@ -96,7 +96,7 @@ def contents(table: pa.Table, columns: dict[str, str], item_N: np.ndarray | None
 
 def _of_column(content: str, name: str, column: pa.ChunkedArray) -> list[Content]:
     if content in ("author", "topic"):
-        return [Content(f"slate_{content}", f"concentration on few values of column {name}", code_N=codes(column, name)[0])]
+        return [Content(f"slate_{content}", f"concentration (chance that two rows share their {name})", code_N=codes(column, name)[0])]
     x_N = floats(column, name)
     if content == "popularity" and not is_flag(column):
         return [Content("slate_popularity", f"popularity (percentile of column {name})", _percentile(x_N))]

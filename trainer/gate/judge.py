@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,9 @@ from trainer.schema.verdict import ALL, HOLD, PROMOTE, REJECT, Check, Verdict
 
 _OUTCOME_ORDER = ("fail", "hold", "not_testable", "pass", "not_applicable")
 _SEVERITY_ORDER = ("block", "warn", "info")
+
+
+_THREADS = 2  # more would pay on more cores, and hold as many more copies of the columns
 
 
 class _Docket:
@@ -68,9 +73,24 @@ class _Docket:
             else:
                 self.checks.append(one)
 
+    def run(self, tasks: Sequence[Callable[[_Docket], None]]) -> None:
+        """Runs tasks on two threads (numpy sorts and sums outside of Python's lock) and takes their findings in the order of the tasks."""
+
+        def one(task: Callable[[_Docket], None]) -> _Docket:
+            own = _Docket(self.policy)
+            task(own)
+            return own
+
+        with ThreadPoolExecutor(max_workers=_THREADS) as pool:
+            for own in pool.map(one, tasks):
+                self.take([*own.checks, *own.questions])
+
     def _graded(self, question: Question) -> Question:
         severity = self.policy.severity.get(question.check.name, question.check.severity)
         return replace(question, check=replace(question.check, severity=severity))
+
+
+Task = Callable[[_Docket], None]
 
 
 def judge(
@@ -107,18 +127,20 @@ def judge(
     table = prepare(source, policy)
     docket = _Docket(policy)
     docket.checks += [*table.findings, *extra_checks, *label_sanity(table, policy, record)]
-    compared = [action for action in table.actions if set(PAIR) <= set(action.scores)]
+    tasks: list[Task] = []
     for action in table.actions:
-        if action in compared:
-            _compare(docket, table, action, seed)
+        if set(PAIR) <= set(action.scores):
+            tasks.append(partial(_compare, table=table, action=action, seed=seed))
         elif names.CHALLENGER in action.scores:  # otherwise its scores are unsound, which is a failed check already
-            _sanity(docket, table, action)
-    if compared:
+            tasks.append(partial(_sanity, table=table, action=action))
+    if any(set(PAIR) <= set(action.scores) for action in table.actions):
         gain = realised_value(table, value_weights)
-        _judge_scores(docket, table, source, rules, None if isinstance(gain, Check) else gain)
-        _judge_slates(docket, table, rules, gain)
+        realised_N = None if isinstance(gain, Check) else gain
+        tasks.append(partial(_judge_scores, table=table, source=source, rules=rules, realised_N=realised_N))
+        tasks.append(partial(_judge_slates, table=table, rules=rules, gain=gain))
     elif not any(check.name == "scores" for check in table.findings):
         docket.checks.append(_first(policy))
+    docket.run(tasks)
     docket.take(ask_suites(suites, source, policy, value_weights, seed))
     checks = temper([_json_safe(check) for check in [*docket.checks, *doubted(settle(docket.questions, policy), policy)]], table, policy)
     return conclude([*checks, *_coverage(checks, table, policy)], policy)

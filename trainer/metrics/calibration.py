@@ -146,7 +146,7 @@ def ecce(score_N: np.ndarray, label_N: np.ndarray, rows: Rows, *, replicates: in
         score_N: Probabilities or expectations.
         label_N: Outcomes.
         rows: Groups, clusters, weights.
-        replicates: Bootstrap replicates.
+        replicates: Bootstrap replicates; 0 leaves the p-values NaN.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -161,9 +161,9 @@ def ecce(score_N: np.ndarray, label_N: np.ndarray, rows: Rows, *, replicates: in
     for group, part in enumerate(_group_slices(rows)):
         if good_G[group] and base_G[group] > 0 and len(sums_CB[part]) > 1:
             observed = float(_range(sums_CB[part].sum(axis=0)[None])[0])
-            noise_R = _range(_wild_sums(sums_CB[part], replicates, rng))
             value_G[group] = observed / base_G[group]
-            p_G[group] = _tail(observed, noise_R)
+            if replicates:
+                p_G[group] = _tail(observed, _range(_wild_sums(sums_CB[part], replicates, rng)))
     return CumulativeError(value_G, p_G)
 
 

@@ -199,10 +199,10 @@ def rank_correlation(score_N: np.ndarray, label_N: np.ndarray, rows: Rows) -> Es
 
 
 def concentration(code_N: np.ndarray, rows: Rows) -> Estimate:
-    """How concentrated the weight of each group is on few codes: the root of the chance that two draws share a code.
+    """How concentrated the weight of each group is on few codes: the chance that two draws share a code.
 
-    It is a share: 1 when one code has everything, ``1 / sqrt(k)`` for k equal codes. Pairs of a row with itself are left out, so that
-    the value does not grow because the sample is small.
+    1 when one code has everything, ``1 / k`` for k equal codes. Pairs of a row with itself are left out, so that the value does not grow
+    because the sample is small.
 
     Args:
         code_N: Author, topic, ... of each row.
@@ -211,18 +211,16 @@ def concentration(code_N: np.ndarray, rows: Rows) -> Estimate:
     pair_N = rows.group_N * (int(code_N.max(initial=0)) + 1) + code_N
     found, pair_N = np.unique(pair_N, return_inverse=True)
     own_N = np.bincount(pair_N, weights=rows.weight_N, minlength=len(found))[pair_N] - rows.weight_N
-    other_N = (rows.total_G[rows.group_N]) - rows.weight_N
-    squared = quotient(own_N, other_N, rows)  # sum w_i (W_code - w_i) / sum w_i (W - w_i)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        root_G = np.sqrt(np.where(squared.value_G > 0, squared.value_G, np.nan))
-        influence_N = np.nan_to_num(squared.influence_N / root_G[rows.group_N])  # both draws move: twice, halved by the root
-    return Estimate(root_G, influence_N)
+    other_N = rows.total_G[rows.group_N] - rows.weight_N
+    agreeing = quotient(own_N, other_N, rows)  # sum w_i (W_code - w_i) / sum w_i (W - w_i)
+    return Estimate(agreeing.value_G, 2 * agreeing.influence_N)  # a row is the first draw and the second
 
 
 def rank_biased_overlap(score_N: np.ndarray, other_N: np.ndarray, slate_N: np.ndarray, rows: Rows, p: float = 0.9) -> Estimate:
     """Mean rank-biased overlap of two orders of the same slates, every slate counting once (Webber, Moffat and Zobel, TOIS 2010).
 
     The slates are finite and hold the same rows in both orders, so the sum ends at the slate's length and is scaled to reach 1.
+
     Args:
         score_N: What ranks a slate in one order.
         other_N: What ranks it in the other.

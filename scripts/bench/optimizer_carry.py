@@ -60,9 +60,8 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict[str, dict[str, floa
         f"fit.batch_targets={options.batch}", *SETTINGS, "checkpoints=0",
     )  # fmt: skip
     run, zeros = options.out / f"run-{seed}", options.out / f"zeros-{seed}"
-    found: dict[str, Succession] = {}
     plain = backtest(configured(*settings, f"run_dir={run}"))
-    found |= {arm: plain for arm in ARMS}
+    found: dict[str, Succession] = dict.fromkeys(ARMS, plain)
     with patch.object(begin, "carry_moments", zeros_for_new_rows):
         found["carry_zeros"] = backtest(configured(*settings, f"run_dir={zeros}"))
     day, action = plain.days[0], plain.results[0].action

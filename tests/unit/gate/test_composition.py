@@ -83,7 +83,7 @@ def test_removing_new_items_altogether_is_no_blind_spot(world, policy, no_rules,
 
 def test_few_authors_on_top_are_named_by_concentration(world, policy, no_rules, table, revalued):
     columns = world(noise=0.0)
-    columns["author"] = np.char.add("a", np.random.default_rng(0).integers(0, 5, len(columns["user"])).astype(str))
+    columns["author"] = np.char.add("a", np.random.default_rng(9).integers(0, 5, len(columns["user"])).astype(str))
     pushed_N = columns["author"] == "a1"
     for action in ("click", "like"):
         columns[f"challenger_{action}"] = np.where(

@@ -19,7 +19,7 @@ def show(succession: Succession, console: Console | None = None) -> None:
             table.add_column(column, justify="left" if column == "arm" else "right")
         chosen = [result for result in succession.results if result.action == action]
         for arm, group in groupby(chosen, key=lambda result: result.arm):
-            table.add_row(*_row(arm, list(group)))
+            table.add_row(*_row(arm, list(group), succession))
         console.print(table)
 
 
@@ -30,14 +30,17 @@ def _title(succession: Succession, action: str) -> str:
 
 def _caption(succession: Succession) -> str:
     return (
-        f"Costs are shares of the first night of {succession.reference}, counted in FLOPs. against baseline: NE relative to "
-        f"{succession.baseline} on the same rows, 95 % interval clustered by user. level: first within {succession.tolerance:.1%} "
-        f"of it for good. reaches: first as good as {succession.reference} for good. '>' marks what was never reached: all that was spent."
+        f"Costs are shares of the first night of the reference ({succession.reference} where no other is named), counted in FLOPs. "
+        f"against baseline: NE relative to {succession.baseline} on the same rows, 95 % interval clustered by user. level: first within "
+        f"{succession.tolerance:.1%} of it for good. reaches: first as good as the reference for good. '>' marks what was never reached: "
+        "all that was spent."
     )
 
 
-def _row(arm: str, results: list[ArmResult]) -> list[str]:
+def _row(arm: str, results: list[ArmResult], succession: Succession) -> list[str]:
     name = arm if len(results) == 1 else f"{arm} ({len(results)} seeds)"
+    if results[0].reference not in (arm, succession.reference):
+        name += f"\nreference {results[0].reference}"
     return [
         name, _numbers([r.ne for r in results], ".4f"), _gap([r.gap for r in results]), _numbers([r.auc for r in results], ".4f"),
         _flops(sum(r.flops for r in results) / len(results)), _cost([r.level for r in results]), _cost([r.reach for r in results]),

@@ -56,7 +56,8 @@ def succession_of(config: BacktestConfig, nights: Sequence[Night]) -> Succession
     runs: dict[tuple[str, int], list[Night]] = {}
     for night in nights:
         runs.setdefault((night.arm, night.seed), []).append(night)
-    baseline, reference = runs[config.baseline, config.seed], runs[config.reference, config.seed]
+    baseline = runs[config.baseline, config.seed]
+    references = {name: runs[arm.reference or config.reference, config.seed] for name, arm in config.arms.items()}
     for run in runs.values():
         _check_rows(run, baseline)
     return Succession(
@@ -67,7 +68,9 @@ def succession_of(config: BacktestConfig, nights: Sequence[Night]) -> Succession
         tolerance=config.tolerance,
         arms={name: as_plain(arm) for name, arm in config.arms.items()},
         results=[
-            _result(run, baseline, reference, action, kind, config.tolerance) for action, kind in kinds.items() for run in runs.values()
+            _result(run, baseline, references[run[0].arm], action, kind, config.tolerance)
+            for action, kind in kinds.items()
+            for run in runs.values()
         ],
         hardware=hardware(config.fit.device),
     )
@@ -92,7 +95,7 @@ def _result(
     ne, base = ne_of(ours, action, kind)[0], ne_of(theirs, action, kind)[0]
     last, unit = run[-1], reference[0].points[-1].flops
     return ArmResult(
-        arm=last.arm, seed=last.seed, action=action,
+        arm=last.arm, seed=last.seed, action=action, reference=reference[0].arm,
         nights={night.day: _ends(night, action, kind) for night in run},
         ne=_interval(ne, rows),
         auc=_interval(ranking, rows),

@@ -20,6 +20,8 @@ class ArmConfig:
             days that production has not seen.
         then: What the following nights do: ``continue`` from the arm's own last weights, ``again`` as the first night did, or
             ``freeze``. A production that is frozen from the beginning never trains at all.
+        reference: Arm whose first night is the unit of this one's compute, and whose quality it is to reach: its own model from
+            scratch. Null takes the backtest's.
         seeds: Repetitions, with seeds of their own (initial weights, batches, dropout).
         settings: Group -> key -> value, laid over the run's configuration: ``{model: {layers: 4}}``.
     """
@@ -27,6 +29,7 @@ class ArmConfig:
     start: str = "production"
     days: int = 0
     then: str = "continue"
+    reference: str | None = None
     seeds: int = 1
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -50,7 +53,8 @@ class BacktestConfig(RetrainConfig):
     Attributes:
         nights: Last days of the log that are judged, a night of training before each.
         baseline: Arm that every other one is compared with on the same rows: production continued.
-        reference: Arm whose compute is the unit and whose quality is to be reached: the new model from scratch on all days.
+        reference: Arm whose compute is the unit and whose quality is to be reached, where an arm names no other: the new model
+            from scratch on all days.
         tolerance: Relative distance in NE at which an arm counts as level with the baseline.
         checkpoints: Points of the first night's learning curve at which an arm is judged, besides its beginning and its end.
         arms: Name -> arm.
@@ -67,9 +71,10 @@ class BacktestConfig(RetrainConfig):
         super().__post_init__()
         positive("nights", self.nights)
         positive("tolerance", self.tolerance)
-        for role, start in (("baseline", "production"), ("reference", "none")):
-            name = getattr(self, role)
+        own = {f"arms.{name}.reference": arm.reference for name, arm in self.arms.items() if arm.reference is not None}
+        for where, name in {"baseline": self.baseline, "reference": self.reference, **own}.items():
+            start = "production" if where == "baseline" else "none"
             if name not in self.arms:
-                raise ConfigError("unknown arm", where=role, got=name, remedy=nearest(name, self.arms))
+                raise ConfigError("unknown arm", where=where, got=name, remedy=nearest(name, self.arms))
             if self.arms[name].start != start:
-                raise ConfigError(f"the {role} has another start", where=f"arms.{name}.start", got=self.arms[name].start, expected=start)
+                raise ConfigError("an arm in this role has another start", where=where, got=self.arms[name].start, expected=start)

@@ -44,7 +44,7 @@ class Cost:
     Attributes:
         flops: Operations spent by then; where `reached` is false, all that was spent: a lower bound.
         seconds: Seconds of training, likewise.
-        share: `flops` over what the reference spent on its first night.
+        share: `flops` over what the arm's reference spent on its first night.
         reached: Whether it held at all.
     """
 
@@ -62,6 +62,7 @@ class ArmResult:
         arm: Name.
         seed: Seed.
         action: Judged action.
+        reference: Arm whose first night is the unit of its compute.
         nights: Judged day -> NE at the end of its night.
         ne: NE over all judged rows.
         auc: AUC over all judged rows; rank correlation for an action that is not binary.
@@ -76,6 +77,7 @@ class ArmResult:
     arm: str
     seed: int
     action: str
+    reference: str
     nights: dict[str, float]
     ne: Interval
     auc: Interval
@@ -95,7 +97,7 @@ class Succession:
         days: Judged days.
         rows: Judged rows.
         baseline: Arm that gaps are relative to.
-        reference: Arm whose first night is the unit of compute.
+        reference: Arm whose first night is the unit of compute where an arm names no other.
         tolerance: Relative distance in NE that counts as level.
         arms: Arm -> how it was declared.
         results: One an arm, seed and action.

@@ -77,6 +77,13 @@ def test_compute_counts_from_the_first_night_and_bounds_what_was_never_reached(c
     assert found["scratch_all", 0].reach.share == 1.0 and found["scratch_all", 0].reach.reached
 
 
+def test_an_arm_may_have_a_reference_of_its_own(replayed):
+    other = configure_backtest("arms.warm_grown.reference=last", "arms.last.start=none")
+    found = {(r.arm, r.seed): r for r in succession_of(other, [*replayed, *nights("last", 0.25, 400)]).results if r.action == "click"}
+    assert found["warm_grown", 0].reference == "last" and found["warm_grown", 0].level.share == 50 / 400
+    assert found["scratch_all", 0].reference == "scratch_all" and found["scratch_all", 0].reach.share == 1.0
+
+
 def test_curves_hold_every_judged_point(config, replayed):
     succession = succession_of(config, replayed)
     table = curves_of(succession, replayed)

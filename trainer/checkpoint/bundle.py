@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import models
 from models.ranker import Ranker, RankerShape
 from trainer.checkpoint.header import check_header
+from trainer.checkpoint.shards import SHARD_BYTES, index_path, read_sharded, stored_shapes, write_sharded
 from trainer.errors import CheckpointError
 from trainer.schema.bundle import BUNDLE_VERSION, ITEMS, MANIFEST, OPTIMIZER, SERVING, TRANSFER, TRUNK, BundleManifest
 from trainer.schema.hashing import sha256_file, sha256_json
@@ -90,7 +91,7 @@ def write_bundle(
     (path / MANIFEST).unlink(missing_ok=True)
     for name, tensors in ((TRUNK, trunk), (SERVING, serving), (OPTIMIZER, optimizer)):
         _check_finite(tensors, path / name)
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in sorted(tensors.items())}, path / name)
+        write_tensors(path / name, tensors)
     for name, vocabulary in vocabularies.items():
         vocabulary.write(path / "vocab" / f"{name}.parquet")
     pq.write_table(items, path / ITEMS, compression="zstd", write_page_checksum=True)
@@ -132,12 +133,24 @@ def read_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest, vocabularies, sha256_json(values))
 
 
+def write_tensors(file: Path, tensors: dict[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes tensors to one safetensors file, or as shards with an index where they are larger than a shard."""
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > shard_bytes:
+        file.unlink(missing_ok=True)
+        write_sharded(file, tensors, shard_bytes)
+    else:
+        index_path(file).unlink(missing_ok=True)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}, file)
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file and checks that every value is finite.
+    """Reads a safetensors file, or its shards, and checks that every value is finite.
 
     Raises:
         CheckpointError: Naming the file, and the tensor where one is at fault.
     """
+    if index_path(file).exists():
+        return read_sharded(file)
     check_header(file)
     try:
         tensors = load_file(file)
@@ -159,7 +172,7 @@ def build_ranker(bundle: Bundle, weights: str = SERVING) -> Ranker:
             claimed = models.build(shape).state_dict()
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError("the manifest's shape is no ranker's", where=bundle.path / MANIFEST, got=str(error)) from error
-    _check_fit({name: tuple(tensor.shape) for name, tensor in claimed.items()}, check_header(bundle.path / weights), bundle.path / weights)
+    _check_fit({name: tuple(tensor.shape) for name, tensor in claimed.items()}, stored_shapes(bundle.path / weights), bundle.path / weights)
     ranker = models.build(shape)
     load_strictly(ranker, bundle.tensors(weights), bundle.path / weights)
     return ranker.eval()

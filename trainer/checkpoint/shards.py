@@ -266,7 +266,7 @@ def _finite(values: Tensor) -> bool:
 
 def _declared(path: Path) -> dict[str, tuple[Layout, list[Part]]]:
     """Reads an index, or the header of a single file, as tensor -> (layout, parts)."""
-    if path.is_file():
+    if not index_path(path).exists():
         check_header(path)
         with path.open("rb") as stream:
             header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
@@ -283,8 +283,6 @@ def _index(file: Path) -> dict[str, Any]:
         if values["version"] != INDEX_VERSION:
             raise ValueError(f"version {values['version']}, expected {INDEX_VERSION}")
         return dict(values["tensors"])
-    except FileNotFoundError as error:
-        raise CheckpointError("no tensors here", where=file, expected="a safetensors file or an index of shards") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError("cannot read an index of shards", where=file, got=str(error)) from error
 
@@ -311,6 +309,15 @@ def write_sharded(path: Path, tensors: Mapping[str, Tensor], shard_bytes: int = 
     for name in writer.tensors:
         writer.write(name, [tensors[name].cpu()])
     writer.close()
+
+
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor of a file or of its shards, as declared.
+
+    Raises:
+        CheckpointError: If the index or the header lies about it.
+    """
+    return {name: layout.shape for name, (layout, _) in _declared(path).items()}
 
 
 def read_sharded(path: Path) -> dict[str, Tensor]:

@@ -26,6 +26,8 @@ from trainer.schema.vocabulary import Vocabulary
 from trainer.warm_start import Parity, Side, apply, carry_moments, merge, plan, verify
 from trainer.warm_start.measure import measure_new_items, measure_removed
 from trainer.warm_start.names import Renames
+from trainer.warm_start.plan import refused
+from trainer.warm_start.show import show
 
 PROBE_UNITS = 64
 Probe = tuple[pa.Table, pa.Table, int]  # examples, tail, knowledge cut-off
@@ -80,6 +82,7 @@ def begin(
     source = Side.of(parent, production.vocabularies, production.sha256, stored=weights, items=production.items())
     target = Side.of(ranker, encoder.vocabularies, items=items)
     transfer = plan(source, target, rules_of(settings))
+    _show_refused(transfer, settings, source, target)
     started = apply(transfer, source, target, weights, ranker.state_dict(), seed=config.seed)
     ranker.load_state_dict(started)
     old_encoder = Encoder(renamed_inputs(production.manifest.inputs, _names(encoder.inputs), settings.rename), production.vocabularies)
@@ -97,6 +100,16 @@ def begin(
     report = transfer_report(transfer, parity, source, target) | measured
     kept = {name: tensor.clone() for name, tensor in started.items()} if settings.merge_alpha < 1 else {}
     return Start(ranker, moments, report, (transfer, source, target, kept) if kept else None)
+
+
+def _show_refused(transfer: TransferPlan, settings: WarmStartConfig, source: Side, target: Side) -> None:
+    """Raises if the plan is refused; a dry run shows it first."""
+    try:
+        refused(transfer)
+    except CheckpointError:
+        if settings.dry_run:
+            show(transfer_report(transfer, None, source, target))
+        raise
 
 
 def merged(start: Start, serving: dict[str, Tensor], config: WarmStartConfig, parent: Bundle | None) -> dict[str, Tensor]:
@@ -122,7 +135,7 @@ def rules_of(config: WarmStartConfig) -> Rules:
     )
 
 
-def transfer_report(transfer: TransferPlan, parity: Parity, source: Side, target: Side) -> dict[str, Any]:
+def transfer_report(transfer: TransferPlan, parity: Parity | None, source: Side, target: Side) -> dict[str, Any]:
     """Returns the report of a warm start: totals, rows by vocabulary, measured parity, and every tensor's fate."""
     vocabularies = {}
     for name, new in target.vocabularies.items():

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -136,6 +137,9 @@ def _arrives(report: dict[str, Any]) -> Table:
 
 def _sentences(report: dict[str, Any]) -> Iterator[str]:
     parity = report["parity"]
+    if parity is None:
+        yield "[red]refused[/]: nothing was carried over"
+        return
     exact = "[green]exact[/]" if report["exact"] else "[yellow]not exact[/]"
     yield (
         f"{exact}: outputs differ by at most {parity['max_difference']:.2e} from production's on {parity['rows']:,} probe rows "
@@ -159,4 +163,5 @@ def _sentences(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _table(title: str, caption: str | None = None) -> Table:
-    return Table(title=title, title_justify="left", caption=caption, caption_justify="left", title_style="bold", header_style="bold")
+    style = {"title_style": "bold", "header_style": "bold", "box": box.SIMPLE_HEAD}
+    return Table(title=title, title_justify="left", caption=caption, caption_justify="left", **style)  # type: ignore[arg-type]

@@ -79,7 +79,7 @@ LIES = {
     "type": (changed(lambda v: v["tensors"]["bias"].update(dtype="OBJECT")), "cannot be read"),
     "cut": (cut, "does not fit its data"),
     "missing": (lambda folder: (folder / "t-00001.safetensors").unlink(), "cannot read tensors"),
-    "no index": (lambda folder: index_path(folder / "t.safetensors").unlink(), "no tensors here"),
+    "no index": (lambda folder: index_path(folder / "t.safetensors").unlink(), "cannot read tensors"),
 }
 
 
@@ -115,3 +115,42 @@ def test_a_writer_refuses_what_was_not_declared(tmp_path):
     with pytest.raises(CheckpointError, match="not written"):
         writer.close()
     assert not index_path(tmp_path / "w.safetensors").exists(), "without an index the folder holds nothing"
+
+
+def test_a_bundle_larger_than_a_shard_is_read_and_verified_as_any_other(tmp_path, monkeypatch):
+    from tests import small, warm
+    from trainer.checkpoint import build_ranker, bundle, read_bundle
+
+    monkeypatch.setattr(bundle.write_tensors, "__defaults__", (2000,))
+    encoder = small.encoder()
+    ranker = warm.build(encoder)
+    written = small_bundle(tmp_path / "bundle", ranker, encoder)
+    assert not (tmp_path / "bundle" / "trunk.safetensors").exists() and "trunk.safetensors.index.json" in written.manifest.files
+    state = build_ranker(read_bundle(tmp_path / "bundle"), "trunk.safetensors").state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in ranker.state_dict().items())
+    (tmp_path / "bundle" / "trunk-00001.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(CheckpointError, match="altered"):
+        read_bundle(tmp_path / "bundle")
+
+
+def small_bundle(path, ranker, encoder):
+    import pyarrow as pa
+
+    from trainer.checkpoint import write_bundle
+    from trainer.schema.bundle import BundleManifest
+    from trainer.schema.plain import as_plain
+
+    manifest = BundleManifest(
+        code_version="test",
+        shape=as_plain(ranker.shape),
+        inputs=encoder.inputs,
+        features={},
+        labels={},
+        value={},
+        config={},
+        axes={},
+        trained={},
+    )
+    state = ranker.state_dict()
+    items = pa.table({"item": encoder.vocabularies["item"].keys})
+    return write_bundle(path, manifest, trunk=state, serving=state, optimizer={}, vocabularies=encoder.vocabularies, items=items)

@@ -85,7 +85,8 @@ def test_settings_that_name_nothing_or_what_all_share_are_refused(override, wher
     [
         "baseline=production_continues", "reference=warm_grown", "baseline=scratch_all", "nights=0", "tolerance=0",
         "arms.warm_grown.start=productoin",
-        "arms.warm_grown.reference=scratch", "arms.warm_grown.reference=production_frozen", "arms.warm_grown.then=stop", "arms.warm_grown.days=3", "arms.scratch_all.days=-1",
+        "arms.warm_grown.reference=scratch", "arms.warm_grown.reference=production_frozen",
+        "arms.warm_grown.then=stop", "arms.warm_grown.days=3", "arms.scratch_all.days=-1",
     ],
 )  # fmt: skip
 def test_an_impossible_backtest_is_refused(override):

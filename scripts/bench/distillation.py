@@ -1,10 +1,10 @@
 """The same student after the same steps, with and without a teacher, on a simulated log.
 
-    python scripts/bench/distillation.py out=DIR [days=8] [seeds=3] [targets=1024] [weights=1]
+    python scripts/bench/distillation.py out=DIR [days=4] [seeds=3] [targets=256] [weights=1,5] [model=hstu]
 
-Teachers: the scores that the simulated production logged, and a live sasrec bundle; the student is an hstu of other dims, so
-teacher and student share nothing. Prints the NE of every gated binary action on the day after, a line an arm and seed, then
-means of the paired differences.
+The teacher is production as far as the log knows it: its logged scores. Two students: one with the point-in-time counters of
+the shipped configuration, and one without any, which has to learn from ids and histories what the counters would have told it.
+Prints the NE of every binary action on the last day, a line a run, then means of the paired differences.
 """
 
 from __future__ import annotations
@@ -19,60 +19,54 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from trainer.config import RetrainConfig, load
-from trainer.pipeline import retrain, train
+from trainer.pipeline import train
 from trainer.schema.simulation import SimulationSpec
 from trainer.schema.time import add_days
 from trainer.simulate import simulate
 
+FIRST_DAY = "2026-03-02"
 SHARED = (
-    "++tracking.name=none", "++fit.device=cpu", "++fit.progress=false", "++scan.workers=1", "++rebuild.workers=1",
-    "++downstream.enabled=false", "++export.enabled=false", "++model.max_history=30", "++evaluation.bootstrap=0",
+    "registry.root=none", "warm_start=none", "tracking=none", "++fit.device=cpu", "++fit.progress=false", "++scan.workers=1",
+    "++rebuild.workers=1", "++evaluation.bootstrap=0", "++model.max_history=30", "++model.dim=32", "++model.head_dim=16",
+    "++model.context_dim=64", "++schedule.warmup_steps=10", "++optimizer.lr=0.003", "++optimizer.embedding_lr=0.01",
 )  # fmt: skip
-STUDENT = (
-    "model=hstu", "warm_start=none", "++model.dim=32", "++model.head_dim=16", "++model.context_dim=64", "++schedule.warmup_steps=10",
-)  # fmt: skip
+STUDENTS = {"with counters": (), "without": ("~features.counters",)}
 
 
-def configured(name: str, *overrides: str) -> Any:
+def composed(name: str, *overrides: str) -> Any:
     """Composes a shipped configuration."""
     with initialize_config_module("trainer.conf", version_base="1.3"):
         return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
 
 
 def main() -> None:
-    """Simulates, trains the teacher once, then every arm with every seed."""
+    """Simulates a log, then trains every student with every arm and seed."""
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    out, days = Path(options["out"]), int(options.get("days", 8))
-    log = out / "log"
-    if not log.exists():
-        simulate(load(SimulationSpec, configured("simulate", f"++simulation.days={days}", "out=x")["simulation"]), log)
-    last = add_days("2026-03-02", days - 1)
-    paths = (f"++data.root={log}", f"registry.root={out}/registry", f"rebuild.root={out}/examples")
-
-    def config(run: str, *overrides: str) -> RetrainConfig:
-        return load(RetrainConfig, configured("retrain", *SHARED, *paths, f"run_dir={out}/{run}", *overrides))
-
-    if not (out / "registry").exists():
-        retrain(config("teacher", f"as_of={add_days(last, -1)}", "gate.first=promote", "++fit.passes=3", "++optimizer.embedding_lr=0.005"))
+    out, days, model = Path(options["out"]), int(options.get("days", 4)), options.get("model", "hstu")
+    if not (out / "log").exists():
+        simulation = composed("simulate", f"++simulation.days={days}", f"++simulation.first_day={FIRST_DAY}", f"out={out}")["simulation"]
+        simulate(load(SimulationSpec, simulation), out / "log")
     arms = {"alone": ("distill=none",)}
-    for weight in options.get("weights", "1").split(","):
-        arms |= {f"{source} {weight}": (f"distill={source}", f"++distill.weight={weight}") for source in ("logged", "production")}
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for seed in range(int(options.get("seeds", 3))):
-        for arm, overrides in arms.items():
-            run = f"student-{arm.replace(' ', '-')}-{seed}"
-            targets = f"++fit.batch_targets={options.get('targets', 1024)}"
-            summary = train(config(run, f"as_of={last}", f"seed={seed}", targets, *STUDENT, *overrides))
-            for action, metrics in summary.challenger.items():
-                if metrics.get("ne") is not None:
-                    found[action][arm].append(metrics["ne"])
-            line = "  ".join(f"{action} {values[arm][-1]:.4f}" for action, values in found.items() if values[arm])
-            print(f"seed {seed}  {arm:<14} {summary.cost['steps']} steps  {line}", flush=True)
-    for action, values in found.items():
-        alone = np.array(values["alone"])
-        for arm, numbers in values.items():
-            gain = np.array(numbers) - alone
-            print(f"{action:<12} {arm:<14} NE {np.mean(numbers):.4f}  against alone {gain.mean():+.4f}  {np.round(gain, 4).tolist()}")
+    arms |= {f"logged x{weight}": ("distill=logged", f"++distill.weight={weight}") for weight in options.get("weights", "1,5").split(",")}
+    for student, features in STUDENTS.items():
+        found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for seed in range(int(options.get("seeds", 3))):
+            for arm, overrides in arms.items():
+                name = f"{student}-{arm}-{seed}".replace(" ", "-")
+                paths = (f"++data.root={out}/log", f"rebuild.root={out}/examples-{student.replace(' ', '-')}", f"run_dir={out}/{name}")
+                chosen = (f"model={model}", f"++fit.batch_targets={options.get('targets', 256)}", f"seed={seed}")
+                settings = (*SHARED, *paths, *chosen, *features, *overrides, f"as_of={add_days(FIRST_DAY, days - 1)}")
+                summary = train(load(RetrainConfig, composed("retrain", *settings)))
+                for action, metrics in summary.challenger.items():
+                    if metrics.get("ne") is not None:
+                        found[action][arm].append(metrics["ne"])
+                line = "  ".join(f"{action} {values[arm][-1]:.4f}" for action, values in found.items() if values[arm])
+                print(f"{student}  seed {seed}  {arm:<10} {summary.cost['steps']} steps  {line}", flush=True)
+        for action, values in found.items():
+            for arm, numbers in values.items():
+                gain = np.array(numbers) - np.array(values["alone"])
+                each = " ".join(f"{difference:+.4f}" for difference in gain)
+                print(f"{student:<14} {action:<10} {arm:<10} NE {np.mean(numbers):.4f}  against alone {gain.mean():+.4f} ({each})")
 
 
 if __name__ == "__main__":

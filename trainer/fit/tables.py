@@ -87,9 +87,7 @@ class TableOptimizer(torch.optim.Optimizer):
             move_RD = grad_RD / (state["sum"][row_R].sqrt() + _EPS)[:, None]
         table[row_R] = (weight_RD - group["lr"] * move_RD).to(table.dtype)
 
-    def _adam(
-        self, state: dict[str, Tensor], row_R: Tensor, grad_RD: Tensor, missed_R1: Tensor, betas: tuple[float, float]
-    ) -> Tensor:
+    def _adam(self, state: dict[str, Tensor], row_R: Tensor, grad_RD: Tensor, missed_R1: Tensor, betas: tuple[float, float]) -> Tensor:
         beta1, beta2 = betas
         step = float(state["step"])
         first_RD = state["exp_avg"][row_R] * beta1**missed_R1 + (1 - beta1) * grad_RD

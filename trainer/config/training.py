@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from trainer.errors import ConfigError
@@ -233,6 +233,10 @@ class WarmStartConfig:
                 got=f"{self.replay_decay} with warm_start.replay_tables={self.replay_tables}",
                 expected="replay_tables=decayed with a replay_decay above 0 and below 1, or neither",
             )
+
+    def of_same_shape(self) -> WarmStartConfig:
+        """Returns the settings for production's own shape: nothing to place, stack, shrink or average."""
+        return replace(self, insert="identity", insert_at={}, shrink=1.0, perturb=0.0, merge_alpha=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,6 +130,8 @@ def train(
         TrainingError: If training diverges.
         DataError: If there is nothing to train on.
     """
+    if model is not None:
+        config = replace(config, warm_start=config.warm_start.of_same_shape())
     model = model or config.model
     inputs, vocabularies = freeze(config, root, manifest, days, production, model)
     encoder = Encoder(inputs, vocabularies)

@@ -2,5 +2,6 @@
 
 from trainer.inject.hazards import HAZARDS, hazard
 from trainer.inject.run import KINDS, inject, run
+from trainer.inject.score import Score, score
 
-__all__ = ["HAZARDS", "KINDS", "hazard", "inject", "run"]
+__all__ = ["HAZARDS", "KINDS", "Score", "hazard", "inject", "run", "score"]

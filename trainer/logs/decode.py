@@ -7,7 +7,7 @@ and nothing is memory-mapped (a truncated map kills the process).
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NoReturn
 
 import pyarrow as pa
@@ -15,10 +15,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from trainer.errors import DataError
+from trainer.logs.pages import chunk_span, read_page
 
 DECODE_ERRORS = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError, UnicodeDecodeError)
-
-_I32_FIELD, _LAST_SIZE_FIELD, _CRC_FIELD = 0x15, 3, 4
 
 
 def open_parquet(data: bytes) -> pq.ParquetFile:
@@ -86,28 +85,26 @@ def _refuse(error: Exception) -> NoReturn:
     raise DataError("a file that scan could read cannot be read", got=str(error), remedy="run the scan again") from error
 
 
-def carries_checksums(data: bytes, file: pq.ParquetFile) -> bool:
+def carries_checksums(data: bytes, file: pq.ParquetFile, apart: Collection[tuple[int, str]] = ()) -> bool:
     """Tells whether the first page of every column chunk carries a checksum (pyarrow verifies them but does not say).
 
-    A page header is a Thrift compact struct: type, uncompressed size, compressed size, then the optional field 4, crc.
+    Args:
+        data: Bytes of the file.
+        file: The same, opened.
+        apart: (row group, column) of chunks that do not count.
     """
     metadata = file.metadata
-    chunks = [metadata.row_group(group).column(index) for group in range(metadata.num_row_groups) for index in range(metadata.num_columns)]
-    return bool(chunks) and all(_page_has_crc(data, _first_page(chunk)) for chunk in chunks)
+    chunks = [
+        metadata.row_group(group).column(index)
+        for group in range(metadata.num_row_groups)
+        for index in range(metadata.num_columns)
+        if (group, metadata.schema.column(index).path.split(".")[0]) not in apart
+    ]
+    return bool(chunks) and all(_has_crc(data, chunk) for chunk in chunks)
 
 
-def _first_page(chunk: pq.ColumnChunkMetaData) -> int:
-    dictionary = chunk.dictionary_page_offset
-    return min(dictionary, chunk.data_page_offset) if dictionary else chunk.data_page_offset
-
-
-def _page_has_crc(data: bytes, offset: int) -> bool:
-    field = 0
-    while offset < len(data) and field < _LAST_SIZE_FIELD:
-        if data[offset] != _I32_FIELD:  # field header: delta 1, type i32
-            return False
-        field, offset = field + 1, offset + 1
-        while offset < len(data) and data[offset] & 0x80:  # a varint ends at the first byte without the high bit
-            offset += 1
-        offset += 1
-    return field + 1 == _CRC_FIELD and offset < len(data) and data[offset] == _I32_FIELD
+def _has_crc(data: bytes, chunk: pq.ColumnChunkMetaData) -> bool:
+    try:
+        return read_page(data, chunk_span(chunk)[0]).crc is not None
+    except ValueError:
+        return False

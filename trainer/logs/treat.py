@@ -62,8 +62,9 @@ def _hit(table: pa.Table, spec: LogSpec, rule: CellRule) -> np.ndarray:
     if rule.from_ms is not None:
         event = instant_ms(table, spec.event_time, spec.timezone)
         later_N = event.valid_N & (event.value_N >= rule.from_ms) & np.asarray(column.is_valid())
-        hit_N = hit_N & later_N if rule.values else later_N
-    return hit_N
+        return hit_N & later_N if rule.values else later_N
+    conditions = (rule.values or None, rule.minimum, rule.maximum)
+    return hit_N if any(condition is not None for condition in conditions) else np.asarray(column.is_valid())
 
 
 def _equal(column: pa.ChunkedArray, values: Sequence[str]) -> np.ndarray:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,16 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.errors import DataError
-from trainer.logs.conform import conform
-from trainer.logs.decode import healthy_rows
+from trainer.logs.deliver import delivered
 from trainer.logs.hashing import hash_ids
 from trainer.logs.normalise import first_deliveries, normalise
-from trainer.logs.roles import source_columns, tick_units
-from trainer.logs.treat import treat
 from trainer.rebuild.context import Context
 from trainer.rebuild.sides import join, side_tables
 from trainer.rebuild.store import Record, finish, read_columns, write_work
-from trainer.schema.health import DayHealth, FileHealth
+from trainer.schema.health import DayHealth
 from trainer.schema.logs import LogSpec
 
 _CONTROL = ("event_time", "known_at", "row")
@@ -49,10 +45,7 @@ def ingest(context: Context, day: str, health: DayHealth, types: dict[str, str],
     for file in health.files:
         if file.quarantined:
             continue
-        raw = _healthy(context.spec, file, health.masked_columns)
-        conformed, _ = conform(raw, types, tick_units(context.spec))
-        treated, _, _ = treat(conformed, context.spec, health.rules, file.path)
-        tables.append(normalise(treated, context.spec, day, row).table)
+        tables.append(normalise(delivered(context.spec, file, health, types), context.spec, day, row).table)
         row += file.rows
     if not tables or not sum(map(len, tables)):
         raise DataError("a day has no usable row", where=day, remedy="refuse the day: the scan should have; run it again")
@@ -128,18 +121,6 @@ def events_path(root: Path, day: str, bucket: int) -> Path:
 
 def _repeats_path(root: Path, day: str) -> Path:
     return root / "repeats" / f"day={day}.parquet"
-
-
-def _healthy(spec: LogSpec, file: FileHealth, masked_columns: list[str]) -> pa.Table:
-    path = Path(spec.root) / file.path
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError("cannot read a file of the log", where=path, got=str(error), remedy="run the scan again") from error
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise DataError("a file changed after it was scanned", where=path, remedy="run the scan again")
-    columns = [name for name in source_columns(spec) if name not in masked_columns]
-    return healthy_rows(data, spec.layout.format, columns, file.masked, file.dropped_groups)
 
 
 def _facts(spec: LogSpec, events: pa.Table) -> dict[str, int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from trainer.config import ScanConfig
+from trainer.logs.roles import FEATURE, REQUIRED
 from trainer.scan import relations, values
 from trainer.scan.history import History, Remembered
 from trainer.scan.labels import Counts, disorder, lost_hours, misranked, unripe
@@ -19,6 +20,7 @@ from trainer.schema.logs import LogSpec
 from trainer.schema.time import add_days
 
 _DETECTORS = 8  # tests a column
+_HALF = 2  # half of the budget of false alarms is for columns, half for labels
 _LEAST_FILE = 200  # rows of a file that is judged apart from its day
 _APART = ("zero_filled", "constant", "unit_change", "sentinel_spike")
 
@@ -71,25 +73,24 @@ def examine_day(
         config: Policy.
     """
     roles = monitored(spec, types)
-    watch = Watch(memory.history, day, roles, types, id_columns(spec), _DETECTORS * len(roles), config.bot_share)
+    watch = Watch(memory.history, day, roles, types, id_columns(spec), _HALF * _DETECTORS * len(roles), config.bot_share)
     mixed = _mixed(watch, reports)
     state = day_state([_without(report.state, {one.feature for one in mixed if one.file == report.file.path}) for report in reports])
     explained = {fault.feature for report in reports for fault in report.faults if fault.action in ("mask", "quarantine_group")}
-    actions = {name: next(iter(columns)) for name, columns in binary_actions(spec).items() if len(columns) == 1}
+    repeats, known = _matches(watch, state, memory), relations.overlaps(watch, state.columns)
     found = [one for one in values.examine(watch, state.columns) if not (one.kind == "null_spike" and one.feature in explained)]
-    found += _related(watch, spec, state, memory, [*found, *mixed], explained)
-    found += unripe(
-        memory.history, state, {name: column for name, column in actions.items() if not _accused(found, column)}, day, spec.timezone
-    )
+    found += _related(watch, spec, state, repeats, known, {one.feature for one in (*found, *mixed)} | explained)
     counted = memory.counts.rankings(state)
-    asked = {name: column for name, column in actions.items() if not _accused(found, column)}
-    distrusted = [name for name, column in spec.logged_scores.items() if _accused(found, column)]
-    wrong = list(misranked(watch, state, counted, asked, distrusted)) if not _accused(found, spec.user, spec.item) else []
-    found += [*wrong, *mixed, *lost_hours(memory.history, state), *disorder(memory.history, state)]
+    labels, wrong = _mislabelled(watch, spec, state, counted, memory.history, found)
+    found += [*labels, *wrong, *mixed, *lost_hours(memory.history, state), *disorder(memory.history, state)]
     remembered = Remembered(
-        day, state, {name: rate for name, (rate, _) in _matches(state, memory, day).items()},
-        {name: share for name, (share, _) in relations.overlaps(watch, state.columns).items()}, state.rankings, counted,
-    )  # fmt: skip
+        day,
+        state,
+        {name: rate for name, (rate, _) in repeats.items()},
+        {name: share for name, (share, _) in known.items()},
+        state.rankings,
+        counted,
+    )
     return Examined(found, bool(state.rankings or counted) and not wrong, remembered)
 
 
@@ -121,31 +122,52 @@ def remember(memory: Memory, examined: Examined, accused: Iterable[str], actions
     )  # fmt: skip
 
 
+def _mislabelled(
+    watch: Watch, spec: LogSpec, state: FileState, counted: dict[str, Ranking], history: History, found: Sequence[Suspicion]
+) -> tuple[list[Suspicion], list[Suspicion]]:
+    """Returns labels that are not ripe, and labels that are no longer ranked; an accused label is not asked about again."""
+    actions = {name: next(iter(columns)) for name, columns in binary_actions(spec).items() if len(columns) == 1}
+    sound = {name: column for name, column in actions.items() if not _accused(found, column)}
+    labels = list(unripe(history, state, sound, watch.day, spec.timezone))
+    if _accused(found, spec.user, spec.item):
+        return labels, []  # whoever lost the ids cannot rank
+    asked = {name: column for name, column in sound.items() if not _accused(labels, column)}
+    distrusted = [name for name, column in spec.logged_scores.items() if _accused(found, column)]
+    return labels, list(misranked(watch, state, counted, asked, distrusted))
+
+
 def _related(
-    watch: Watch, spec: LogSpec, state: FileState, memory: Memory, found: Sequence[Suspicion], explained: set[str | None]
+    watch: Watch,
+    spec: LogSpec,
+    state: FileState,
+    repeats: Mapping[str, tuple[float, int]],
+    known: Mapping[str, tuple[float, int]],
+    accused: set[str | None],
 ) -> list[Suspicion]:
     """Detectors that look at two columns or two days; each leaves alone what was accused before it."""
-    skip = {one.feature for one in found if one.feature} | {name for name in explained if name}
+    skip = {name for name in accused if name}
     related: list[Suspicion] = []
 
     def add(suspicions: Iterable[Suspicion]) -> None:
-        for one in suspicions:
+        for one in list(suspicions):
             related.append(one)
             skip.add(one.feature or "")
 
-    add(list(relations.leaks(watch, state.links, skip)))
-    add(list(relations.stale(watch, _matches(state, memory, watch.day), skip)))
-    add(list(relations.resalted(watch, relations.overlaps(watch, state.columns), skip)))
+    add(relations.leaks(watch, state.links, skip))
+    add(relations.stale(watch, repeats, skip))
+    add(relations.resalted(watch, known, skip))
     if {spec.user, spec.item} & skip:
         skip |= {USER, ITEM}
     add(relations.shuffled(watch, state, skip, {USER: spec.user, ITEM: spec.item}))
     return related
 
 
-def _matches(state: FileState, memory: Memory, day: str) -> dict[str, tuple[float, int]]:
-    if memory.yesterday is None or memory.yesterday[0] != add_days(day, -1):
+def _matches(watch: Watch, state: FileState, memory: Memory) -> dict[str, tuple[float, int]]:
+    """Compares features with those of the day before, if that day was there."""
+    if memory.yesterday is None or memory.yesterday[0] != add_days(watch.day, -1):
         return {}
-    return relations.matches(state.columns, memory.yesterday[1])
+    features = {name: column for name, column in state.columns.items() if watch.roles.get(name) in (FEATURE, REQUIRED)}
+    return relations.matches(features, memory.yesterday[1])
 
 
 def _mixed(watch: Watch, reports: Sequence[FileReport]) -> list[Suspicion]:

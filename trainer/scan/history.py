@@ -7,7 +7,7 @@ with the prior as pseudo-observations. How improbable a value must be follows fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,12 +109,7 @@ def _far(value: float, past: Sequence[float], prior: float, noise: float, alpha:
     count = len(past)
     centre = float(np.median(past))
     degrees = _PRIOR_DAYS + count - 1
-    variance = (_PRIOR_DAYS * prior**2 + sum((number - centre) ** 2 for number in past)) / degrees
-    scale = np.sqrt(variance * (1 + 1 / count) + noise**2)
+    # What varied in the past varied by chance too: sampling error is part of the scale, not added to it.
+    variance = (_PRIOR_DAYS * max(prior, noise) ** 2 + sum((number - centre) ** 2 for number in past)) / degrees
+    scale = max(np.sqrt(variance * (1 + 1 / count)), noise)
     return bool(abs(value - centre) > scale * -stdtrit(degrees, alpha / 2))
-
-
-def latest(columns: Mapping[str, ColumnState], name: str) -> ColumnState | None:
-    """Returns a column's state if it has rows."""
-    state = columns.get(name)
-    return state if state is not None and state.rows else None

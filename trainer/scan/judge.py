@@ -74,7 +74,7 @@ def judge_day(
     masked = _masked_columns(reports, faults)
     more = _too_many_cells(day, faults, {*masked, *response.masked}, roles, rows, config)
     masked = sorted({*masked, *response.masked, *(fault.feature for fault in more if fault.action == MASK and fault.feature)})
-    faults = [*_without_masked(faults, masked), *response.faults, *more, *_told(folder, reports, config)]
+    faults = [*_without_masked(faults, response.masked), *response.faults, *more, *_told(folder, reports, config)]
     faults += _counts(day, reports, kept_N, late, rows)
     exempt = sum(fault.rows for fault in faults if fault.kind == "bot_user" and fault.action == "quarantine_row")
     refusals = _refusals(folder, rows, used, dropped - exempt, faults, masked, roles, past, config)
@@ -234,7 +234,7 @@ def _masked_columns(reports: Sequence[FileReport], faults: Sequence[Fault]) -> l
 
 
 def _without_masked(faults: Sequence[Fault], masked: Sequence[str]) -> list[Fault]:
-    """Drops what was found in single cells of columns of which no cell is left."""
+    """Drops what was found in single cells of columns that are masked for a reason of their own."""
     gone = set(masked)
     return [
         fault

@@ -102,12 +102,13 @@ class Reading:
 
     def _settled(self, folder: DayFolder, path: str, rules: Sequence[CellRule], done: Done, mark: Signature | None) -> FileReport:
         """Turns what became of a call into a report; a file that was replaced meanwhile is read once more."""
-        if mark is not None and signature(self.spec, path) != mark:
+        changed = mark is not None and signature(self.spec, path) != mark
+        if changed:
             mark = signature(self.spec, path)
             done = self.pool.run(self._call(folder, path, rules))
-            if signature(self.spec, path) != mark:
-                evidence = "replaced while it was read, and again while it was read a second time"
-                return lost_file(folder.day, path, "file_changed", evidence, _listed_rows(folder, path))
+        if changed and (signature(self.spec, path) != mark or not _sound(done)):
+            evidence = "replaced while it was read; a second read found it changing still, or damaged"
+            return lost_file(folder.day, path, "file_changed", evidence, _listed_rows(folder, path))
         if isinstance(done.result, Failure):
             return lost_file(folder.day, path, done.result.kind, done.result.evidence, _listed_rows(folder, path))
         report: FileReport = done.result
@@ -120,11 +121,11 @@ class Reading:
 
 
 def signature(spec: LogSpec, path: str) -> Signature | None:
-    """Returns size, time of change (ns) and inode of a regular file; None of anything else."""
+    """Returns size and time of change (ns) of a regular file; None of anything else."""
     with suppress(OSError):
         state = (Path(spec.root) / path).stat()
         if S_ISREG(state.st_mode):
-            return state.st_size, state.st_mtime_ns, state.st_ino
+            return state.st_size, state.st_mtime_ns
     return None
 
 
@@ -165,6 +166,10 @@ def _overcome(day: str, path: str, failures: Sequence[Failure]) -> list[Fault]:
         )
         for kind, found in kinds.items()
     ]
+
+
+def _sound(done: Done) -> bool:
+    return isinstance(done.result, FileReport) and not done.result.file.quarantined
 
 
 def _missing_files(folder: DayFolder) -> list[FileReport]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.logs.roles import FEATURE, KEY, LABEL, REQUIRED
+from trainer.logs.roles import FEATURE, LABEL, REQUIRED
 from trainer.scan.history import share_noise, share_scale
 from trainer.scan.links import ITEM, USER, Link, ends, key
 from trainer.scan.states import ColumnState, match_rate, overlap
@@ -23,7 +23,8 @@ _STALE_RISE = 0.3
 _KNOWN, _LOST = 0.1, 0.3  # usual overlap of ids that means something, and the part of it that may not be left
 _MANY = 20  # ids; fewer are categories that everybody has
 _LEAST_ROWS = 100
-_PRIOR_LINK, _PRIOR_SHARE = 0.03, 0.05
+_PRIOR_LINK, _PRIOR_SHARE = 0.012, 0.05
+_RECENT = 3  # days whose ids are compared with: the overlap with all days grows with their number
 
 
 def leaks(watch: Watch, links: Mapping[str, Link], skip: Collection[str]) -> Iterator[Suspicion]:
@@ -68,11 +69,11 @@ def stale(watch: Watch, found: Mapping[str, tuple[float, int]], skip: Collection
 
 
 def overlaps(watch: Watch, columns: Mapping[str, ColumnState]) -> dict[str, tuple[float, int]]:
-    """Returns id column -> share of rows whose id was there on a healthy day, and the rows looked at."""
+    """Returns id column -> share of rows whose id was there on one of the last healthy days, and the rows looked at."""
     found = {}
     for name in sorted(watch.ids & set(columns)):
-        past = [state for _, state in watch.history.of_column(name)]
-        if past and len(columns[name].id_K) >= _MANY:
+        past = [state for _, state in watch.history.of_column(name)][-_RECENT:]
+        if len(past) == _RECENT and len(columns[name].id_K) >= _MANY:
             found[name] = overlap(columns[name], past)
     return found
 
@@ -90,13 +91,14 @@ def resalted(watch: Watch, found: Mapping[str, tuple[float, int]], skip: Collect
 
 @dataclass(frozen=True)
 class _Graph:
-    """Links that are usually strong, and those of them that are broken today."""
+    """Links that are usually strong with their usual strengths, and those of them that are broken today with what to say."""
 
     strong: dict[str, float]
     broken: dict[str, str]
 
-    def counts(self, node: str, links: Collection[str]) -> int:
-        return sum(node in ends(name) for name in links)
+    def weight(self, node: str, links: Collection[str]) -> float:
+        """Adds up the usual strengths of a node's links among those given."""
+        return sum(self.strong[name] for name in links if node in ends(name))
 
 
 def shuffled(watch: Watch, state: FileState, skip: Collection[str], entities: Mapping[str, str]) -> list[Suspicion]:
@@ -117,12 +119,12 @@ def shuffled(watch: Watch, state: FileState, skip: Collection[str], entities: Ma
         nodes = sorted({end for name in broken for end in ends(name)})
         blamed = max(nodes, key=lambda node: _blame(watch, graph, node, broken))
         mine = [name for name in broken if blamed in ends(name)]
-        lost, had = len(mine), graph.counts(blamed, graph.strong)
-        if lost < _BROKEN * had:
+        if graph.weight(blamed, mine) < _BROKEN * graph.weight(blamed, graph.strong):
             break  # nobody lost most of what it had: the world moved
         column = entities.get(blamed, blamed)
         if watch.roles.get(column) != LABEL:
-            evidence = f"{lost} of {had} links with other columns are broken: {', '.join(broken[name] for name in mine[:3])}"
+            had = sum(blamed in ends(name) for name in graph.strong)
+            evidence = f"{len(mine)} of {had} links with other columns are broken: {', '.join(broken[name] for name in mine[:3])}"
             found.append(Suspicion("shuffled_column", evidence, state.rows, column))
         broken = {name: said for name, said in broken.items() if name not in mine}
     return found
@@ -151,13 +153,8 @@ def _mostly_null(state: FileState, name: str) -> bool:
     return column is not None and column.nulls > 0.2 * column.rows
 
 
-def _blame(watch: Watch, graph: _Graph, node: str, broken: Collection[str]) -> tuple[float, int, int, str]:
-    """Share of its strong links that a node lost, then their number; a plain feature before labels and entities."""
-    lost, had = graph.counts(node, broken), graph.counts(node, graph.strong)
-    plain = node not in (USER, ITEM) and watch.roles.get(node) in (FEATURE, REQUIRED)
-    return (lost / max(had, 1), lost, int(plain), node)
-
-
-def key_columns(watch: Watch) -> list[str]:
-    """Returns the monitored columns that identify users and items."""
-    return [name for name, role in watch.roles.items() if role == KEY]
+def _blame(watch: Watch, graph: _Graph, node: str, broken: Collection[str]) -> tuple[bool, float, float, bool, str]:
+    """Orders the ends of broken links: the share of its links that a node lost, then their weight; an entity ties many columns."""
+    lost, had = graph.weight(node, broken), graph.weight(node, graph.strong)
+    several = node not in (USER, ITEM) or sum(node in ends(name) for name in broken) > 1
+    return several, lost / had, lost, watch.roles.get(node) in (FEATURE, REQUIRED), node

@@ -1,9 +1,9 @@
 """What scans remember of files between nights: reports under the hash of all they depend on, so a night reads only new files.
 
-    files/<log>.json     path -> size, time and inode with the content's hash and the columns' types
+    files/<log>.json     path, size and time of change of a file -> the content's hash and the columns' types
     reports/<key>.bin    one verified file: JSON, then the raw arrays, then the hash of both
 
-A file counts as unchanged if its size, time of change and inode are; rebuild hashes whatever it reads in any case.
+A file counts as unchanged if its path, size and time of change (in nanoseconds) are; rebuild hashes whatever it reads in any case.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,16 @@ from trainer.schema.health import CellRule
 from trainer.schema.logs import LogSpec
 from trainer.schema.plain import as_plain, from_plain
 
-STORE_VERSION = 1
+_CODE = ("scan", "logs", "schema")  # packages whose code decides what a report says
 _ARRAY = "@array"
 
-Signature = tuple[int, int, int]
+Signature = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Known:
     """A file as it was when it was last verified."""
 
-    signature: tuple[int, ...]
     sha256: str
     types: dict[str, str]
 
@@ -52,22 +52,21 @@ class Store:
         declared = as_plain(spec)
         for name in ("root", "spec", "side_tables", "prior_history", "serving", "negatives"):
             declared.pop(name)
-        self._declared = sha256_json([STORE_VERSION, declared])
-        place = str(Path(spec.root).resolve())
-        self._index = self._root / "files" / f"{sha256_json([place, self._declared])[:16]}.json" if self._root else None
+        self._declared = sha256_json([_code_sha256(), declared])
+        self._index = self._root / "files" / f"{self._declared[:16]}.json" if self._root else None
         self._files = self._read_index()
 
     def inspection(self, path: str, signature: Signature | None) -> Inspection | None:
         """Returns what the footer said, if the file has not changed since."""
-        known = self._files.get(path)
-        return Inspection(dict(known.types)) if known and signature and tuple(known.signature) == signature else None
+        known = self._files.get(_named(path, signature)) if signature else None
+        return Inspection(dict(known.types)) if known else None
 
     def report(
         self, day: str, path: str, signature: Signature | None, expected: Expected, listed: dict[str, Any] | None, rules: Sequence[CellRule]
     ) -> FileReport | None:
         """Returns the report of an unchanged file under the same expectations; None if there is none, or it is damaged."""
-        known = self._files.get(path)
-        if self._root is None or not known or not signature or tuple(known.signature) != signature:
+        known = self._files.get(_named(path, signature)) if signature else None
+        if self._root is None or known is None:
             return None
         try:
             return _unpacked((self._root / "reports" / f"{self._key(day, path, known.sha256, expected, listed, rules)}.bin").read_bytes())
@@ -88,7 +87,7 @@ class Store:
         if self._root is None or signature is None or not report.file.sha256:
             return
         path = report.file.path
-        self._files[path] = Known(signature, report.file.sha256, types)
+        self._files[_named(path, signature)] = Known(report.file.sha256, types)
         target = self._root / "reports" / f"{self._key(day, path, report.file.sha256, expected, listed, rules)}.bin"
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
@@ -110,6 +109,19 @@ class Store:
             return {path: from_plain(Known, entry) for path, entry in listed.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}  # a damaged index costs a night's reading, nothing else
+
+
+@cache
+def _code_sha256() -> str:
+    """Hashes the code that makes reports: what another version has remembered is not believed."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(path for name in _CODE for path in (root / name).glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _named(path: str, signature: Signature) -> str:
+    return f"{path}|{signature[0]}|{signature[1]}"
 
 
 def _packed(report: FileReport) -> bytes:

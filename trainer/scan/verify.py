@@ -158,7 +158,7 @@ def _verify_bytes(
     if rows != expected_rows or (counted := rows_by_chunks(opened)) != rows:
         says = f"the manifest {expected_rows}" if rows != expected_rows else f"the column chunks {counted}"
         return _set_aside(day, file, "row_count_mismatch", f"the footer says {rows} rows, {says}")
-    file = replace(file, rows=rows, checksummed=carries_checksums(data, opened))
+    file = replace(file, rows=rows)
     roles = source_columns(spec)
     if missing := [name for name, role in roles.items() if role in CRITICAL and name not in opened.schema_arrow.names]:
         return _set_aside(day, file, "missing_column", f"no column {missing[0]}", missing[0])
@@ -201,6 +201,9 @@ def _verify_pages(source: _Source, file: FileHealth, opened: pq.ParquetFile) -> 
                 dropped.append(group)
             else:
                 masked.append((group, name))
+    file = replace(
+        file, checksummed=carries_checksums(source.data, opened, [(fault.row_group or 0, fault.feature or "") for fault in faults])
+    )
     if source.altered and not faults and file.checksummed:
         faults = _damaged_elsewhere(source, file, opened, mapped)
     if source.altered and not (file.checksummed and faults):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from functools import lru_cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,11 +28,17 @@ def from_plain(kind: type[T], value: Any) -> T:
     Raises:
         TypeError: If a key is unknown or missing: the file was written by another version, or altered.
     """
-    hints = typing.get_type_hints(kind)
+    hints = _hints(typing.cast(Any, kind))
     unknown = set(value) - set(hints)
     if unknown:
         raise TypeError(f"{kind.__name__} has no field {sorted(unknown)[0]!r}")
     return kind(**{name: _revive(hints[name], item) for name, item in value.items()})
+
+
+@lru_cache(maxsize=256)
+def _hints(kind: Any) -> dict[str, Any]:
+    """Resolving annotations takes longer than anything else here."""
+    return typing.get_type_hints(kind)
 
 
 def _revive(hint: Any, value: Any) -> Any:

@@ -1,0 +1,315 @@
+"""What each kind of damage does to a scan, and to readers that do not look.
+
+    python scripts/bench/corruption.py [kinds=weekly|all|NAME,NAME] [seeds=3] [days=12] [peers=true] [speed=true] [folder=DIR]
+
+For every seed a simulated log is written, scanned clean (every row of its ledger but duplicates and late rows is a false alarm), then
+damaged in one way at a time, on its last day, by `trainer.inject`, and scanned again. The table says how often the damage was
+detected (a ledger row of the right kind, on the right day, that the clean log has not), placed (the right column), handled as the
+catalogue says, counted (rows reconcile; what can be counted exactly was), and what else was accused. Beside it stand plain readers
+of the same day: did they crash, hang, or deliver wrong cells without a word? A wrong cell is one that differs from the clean log's
+cell of the same event and is not null; rows that the clean log has not count whole.
+
+The weekly kinds come first (`weekly` in trainer/schema/faults.py): they need no failing hardware and no malice. A job is killed, retried
+or finishes late (truncated, empty, missing, unexpected and doubled files, missing hours, late rows); a producer is released with another
+schema, unit or default (missing column, garbage types, NaN, sentinels, unit change); a join finds nothing (zero-filled features, labels all
+zero, yesterday's values). Their misses and false alarms are what a team meets every Monday.
+
+``speed=true``: rows/s of the statistics pass on 32 columns, and of reading with all checks on beside plain pyarrow, in one process each.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"  # before numpy is loaded
+
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import yaml
+
+from trainer.config import ScanConfig, load
+from trainer.errors import ConfigError, DataError
+from trainer.inject import HAZARDS, KINDS, Score, hazard, inject, score
+from trainer.inject.score import HARMLESS
+from trainer.logs.decode import open_parquet
+from trainer.logs.deliver import delivered
+from trainer.logs.hashing import combine, hash_ids
+from trainer.logs.layout import day_folder, discover_days
+from trainer.scan import check_budget, scan, write_scan
+from trainer.scan.links import links
+from trainer.scan.states import column_state
+from trainer.scan.workers import Call, Failure, Reader
+from trainer.schema.faults import CATALOGUE
+from trainer.schema.health import HealthMap
+from trainer.schema.injection import FaultSettings
+from trainer.schema.logs import LogSpec
+from trainer.schema.simulation import SimulationSpec
+from trainer.simulate import simulate
+
+CONF = Path(__file__).parents[2] / "conf"
+DEADLINE_S, SLOW_S = 6.0, 3.0
+Table = dict[str, list[Any]]
+
+
+def main() -> None:
+    settings = {"kinds": "weekly", "seeds": 3, "days": 12, "peers": True, "speed": True, "folder": None}
+    settings |= {name: yaml.safe_load(value) for name, value in (argument.split("=", 1) for argument in sys.argv[1:])}
+    kinds = {"weekly": weekly(), "all": [*weekly(), *(kind for kind in KINDS if kind not in weekly())]}.get(settings["kinds"])
+    kinds = kinds or str(settings["kinds"]).split(",")
+    with tempfile.TemporaryDirectory(dir=settings["folder"]) as folder:
+        if settings["speed"]:
+            speed(Path(folder))
+        run(kinds, int(settings["seeds"]), int(settings["days"]), bool(settings["peers"]), Path(folder))
+
+
+def weekly() -> list[str]:
+    return [name for name, kind in CATALOGUE.items() if kind.weekly]
+
+
+def run(kinds: list[str], seeds: int, days: int, peers: bool, folder: Path) -> None:
+    scores: dict[str, list[Score]] = defaultdict(list)
+    ours: dict[str, list[str]] = defaultdict(list)
+    others: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    alarms = judged = 0
+    for seed in range(seeds):
+        spec, config = written(folder / f"log-{seed}", seed, days), settings_of(folder)
+        clean = scan(spec, discover_days(spec), config)
+        alarms += sum(fault.kind not in HARMLESS for state in clean.days.values() for fault in state.faults)
+        judged += len(clean.days)
+        for kind in kinds:
+            copy = replace(spec, root=str(folder / "damaged"))
+            outcome = one(spec, copy, kind, seed, config, clean, peers)
+            scores[kind].append(outcome[0])
+            ours[kind].append(outcome[1])
+            for reader, said in outcome[2].items():
+                others[kind][reader].append(said)
+            shutil.rmtree(copy.root)
+            print(f"seed {seed}  {kind:<22} {'as specified' if outcome[0].perfect else outcome[0]}", file=sys.stderr, flush=True)
+    show(scores, ours, others)
+    allowed = judged / 30 * config.false_alarms
+    print(f"clean logs: {alarms} false alarms in {judged} days; the budget allows {allowed:.2f}")
+
+
+def written(root: Path, seed: int, days: int) -> LogSpec:
+    """Writes a simulated log and returns its specification."""
+    simulate(SimulationSpec(seed=seed, days=days), root)
+    return load(LogSpec, yaml.safe_load((CONF / "data" / "simulated.yaml").read_text()) | {"root": str(root)})
+
+
+def settings_of(folder: Path) -> ScanConfig:
+    """The shipped policy; deadlines are short, because hangs are waited for."""
+    values = yaml.safe_load((CONF / "scan" / "default.yaml").read_text())
+    return load(ScanConfig, values | {"root": str(folder / "store"), "read_deadline_s": DEADLINE_S, "slow_read_s": SLOW_S})
+
+
+def one(
+    spec: LogSpec, copy: LogSpec, kind: str, seed: int, config: ScanConfig, clean: HealthMap, peers: bool
+) -> tuple[Score, str, dict[str, str]]:
+    """Plants one kind on the last day, scans, and lets the plain readers read the same day."""
+    day = list(clean.days)[-1]
+    settings = yaml.safe_load((CONF / "faults" / f"{kind}.yaml").read_text())[kind]
+    truth, sites = inject(spec, Path(copy.root), {kind: load(FaultSettings, settings)}, day=day, seed=seed)
+    if kind == "disk_full":
+        return full_disk(clean, sites, Path(copy.root)), "-", {}
+    with ExitStack() as stack:
+        planted = [record for site in sites for record in stack.enter_context(hazard(site))] or truth.planted
+        health = scan(copy, list(clean.days), config)
+        found = score(planted, health, clean, stopped(health, config))
+        reference = read_day(spec, day)
+        said = {name: outcome(copy, day, reader, spec, reference) for name, reader in READERS.items()} if peers else {}
+    if kind in HAZARDS:
+        health = scan(copy, list(clean.days), config) if found.detected and health.days[day].used else health
+    return found, delivered_by_scan(copy, day, health, spec, reference), said
+
+
+def stopped(health: HealthMap, config: ScanConfig) -> bool:
+    try:
+        check_budget(health, config)
+    except DataError:
+        return True
+    return False
+
+
+def full_disk(clean: HealthMap, sites: list[Any], folder: Path) -> Score:
+    """The ledger itself cannot be written: the scan must say so and leave no half of it."""
+    raised = False
+    with hazard(sites[0]):
+        try:
+            write_scan(clean, folder / "run")
+        except OSError:
+            raised = True
+    left = [path for path in (folder / "run").rglob("*") if path.is_file() and path.stat().st_size]
+    return Score(raised, True, raised and not left, not left, [])
+
+
+def read_day(spec: LogSpec, day: str) -> pa.Table:
+    """Reads a clean day."""
+    return pa.concat_tables([pq.read_table(Path(spec.root) / path, partitioning=None) for path in day_folder(spec, day).files])
+
+
+def delivered_by_scan(copy: LogSpec, day: str, health: HealthMap, spec: LogSpec, reference: pa.Table) -> str:
+    state = health.days[day]
+    if state.status == "refused":
+        return "day refused"
+    tables = [delivered(copy, file, state, health.types) for file in state.files if not file.quarantined]
+    return compared(pa.concat_tables(tables), reference, spec)
+
+
+def compared(table: pa.Table, reference: pa.Table, spec: LogSpec) -> str:
+    """Counts cells that are neither null nor the clean log's, event by event."""
+    try:
+        key_N, key_M = (event_keys(one, spec) for one in (table, reference))
+    except (KeyError, ConfigError, DataError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        return f"keys unreadable ({type(error).__name__})"
+    order_M = np.argsort(key_M, kind="stable")
+    place_N = np.minimum(np.searchsorted(key_M[order_M], key_N), len(key_M) - 1)
+    known_N = key_M[order_M][place_N] == key_N
+    wrong = int((~known_N).sum()) * len(reference.column_names)
+    rows = pa.array(order_M[place_N][known_N])
+    for name in set(table.column_names) & set(reference.column_names):
+        mine, theirs = table[name].filter(pa.array(known_N)), reference[name].take(rows)
+        wrong += differing(mine, theirs)
+    lost = len(set(key_M.tolist()) - set(key_N.tolist()))
+    extra = len(table) - len(reference)
+    parts = [
+        f"{wrong:,} wrong cells" if wrong else "",
+        f"{lost:,} rows lost" if lost else "",
+        f"{extra:,} rows too many" if extra > 0 else "",
+    ]
+    return ", ".join(filter(None, parts)) or "no wrong cell"
+
+
+def event_keys(table: pa.Table, spec: LogSpec) -> np.ndarray:
+    columns = [spec.event_id] if spec.event_id else [spec.user, spec.item, spec.event_time.column]
+    return combine(
+        *(hash_ids(table[str(name)].combine_chunks()) for name in columns), hash_ids(table[str(spec.known_at.column)].combine_chunks())
+    )
+
+
+def differing(mine: pa.ChunkedArray, theirs: pa.ChunkedArray) -> int:
+    one, other = mine.to_pylist(), theirs.to_pylist()
+    return sum(
+        a is not None and a != b and not (isinstance(a, float) and isinstance(b, float) and abs(a - b) <= 1e-6 * abs(b))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def outcome(copy: LogSpec, day: str, reader: Callable[[str], pa.Table], spec: LogSpec, reference: pa.Table) -> str:
+    """Lets a plain reader read the day, in a process that can be killed."""
+    guarded = Reader(DEADLINE_S, 8.0)
+    folder = str((Path(copy.root) / copy.layout.path / f"{copy.layout.partition}={day}").resolve())
+    result = guarded.run(Call(guard, (reader.__name__, folder)))
+    guarded.close()
+    if isinstance(result, Failure):
+        return {"read_timeout": "hangs", "worker_killed": "dies"}.get(result.kind, f"crashes ({result.kind})")
+    return result if isinstance(result, str) else compared(result, reference, spec)
+
+
+def guard(name: str, folder: str) -> pa.Table | str:
+    """Runs a reader by name; its exception is an answer."""
+    try:
+        return globals()[name](folder)
+    except Exception as error:  # noqa: BLE001  whatever a plain reader raises is what its user sees
+        return f"crashes ({type(error).__name__})"
+
+
+def pyarrow_dataset(folder: str) -> pa.Table:
+    return ds.dataset(folder, format="parquet").to_table()
+
+
+def ray_data(folder: str) -> pa.Table:
+    import ray
+
+    return pa.Table.from_pandas(ray.data.read_parquet(folder).to_pandas())
+
+
+def hf_datasets(folder: str) -> pa.Table:
+    from datasets import load_dataset
+
+    return load_dataset("parquet", data_files=f"{folder}/*.parquet", split="train").data.table
+
+
+READERS = {
+    name: reader
+    for name, module, reader in (("pyarrow", "pyarrow", pyarrow_dataset), ("ray", "ray", ray_data), ("hf", "datasets", hf_datasets))
+    if find_spec(module) is not None
+}
+
+
+def show(scores: dict[str, list[Score]], ours: dict[str, list[str]], others: dict[str, dict[str, list[str]]]) -> None:
+    print(
+        "| kind | weekly | detected | placed | handled | counted | false alarms | delivered after the scan | " + " | ".join(READERS) + " |"
+    )
+    print("|---" * (8 + len(READERS)) + "|")
+    for kind, found in scores.items():
+        rates = [f"{sum(getattr(one, name) for one in found)}/{len(found)}" for name in ("detected", "placed", "handled", "counted")]
+        alarms = sum(len(one.false_alarms) for one in found)
+        cells = [kind, "yes" if CATALOGUE[kind].weekly else "", *rates, str(alarms), ours[kind][0]]
+        print("| " + " | ".join([*cells, *(others[kind][reader][0] if others[kind][reader] else "-" for reader in READERS)]) + " |")
+    total = [one for found in scores.values() for one in found]
+    missed = sum(not one.detected for one in total)
+    print(f"\n{len(total)} pieces of damage: {missed} missed, {sum(one.perfect for one in total)} exactly as specified, "
+          f"{sum(len(one.false_alarms) for one in total)} false alarms")  # fmt: skip
+    absent = [name for name in ("ray", "datasets") if find_spec(name) is None]
+    print(f"not installed, so not read: {', '.join(absent) or 'none'}")
+
+
+def speed(folder: Path) -> None:
+    """Rows a second of the statistics, and what all checks cost beside plain reading."""
+    rows, rng = 400_000, np.random.default_rng(0)
+    columns = {f"real_{i}": pa.array(rng.normal(size=rows)) for i in range(16)}
+    columns |= {f"count_{i}": pa.array(rng.integers(0, (5, 50, 1000, 100_000)[i % 4], rows)) for i in range(10)}
+    columns |= {f"word_{i}": pa.array(rng.choice(["a", "b", "c", "other"], rows)) for i in range(6)}
+    user_N, item_N = hash_ids(pa.array(rng.integers(0, rows // 10, rows))), hash_ids(pa.array(rng.integers(0, rows // 100, rows)))
+
+    def statistics() -> None:
+        for name, column in columns.items():
+            column_state(column, user_N, not name.startswith("real"))
+        links(columns, user_N, item_N)
+
+    seconds = best(statistics)
+    print(f"statistics: {rows / seconds:,.0f} rows/s of 32 columns on one core (processor time)")
+    path = folder / "speed.parquet"
+    pq.write_table(pa.table(columns), path, write_page_checksum=True, compression="zstd", row_group_size=100_000)
+    data = path.read_bytes()
+
+    def checked() -> None:
+        import hashlib
+
+        hashlib.sha256(data).hexdigest()
+        open_parquet(data).read(use_threads=False)
+
+    plain = best(lambda: pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False))
+    verified = best(checked)
+    print(f"reading: plain {rows / plain:,.0f} rows/s, checksums and hash {rows / verified:,.0f} rows/s = {plain / verified:.0%} of plain")
+    path.unlink()
+
+
+def best(task: Callable[[], Any], times: int = 5) -> float:
+    """Processor time of the fastest of a few runs."""
+    seconds = []
+    for _ in range(times):
+        begun = time.process_time()
+        task()
+        seconds.append(time.process_time() - begun)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    main()

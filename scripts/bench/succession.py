@@ -27,7 +27,15 @@ from trainer.schema.simulation import REPORT_FILE, SimulationSpec
 from trainer.simulate import simulate
 
 # Short histories and few checkpoints: the whole table is to fit half an hour of one core.
-SETTINGS = ("model.max_history=20", "fit.progress=false", "checkpoints=6", "scan.workers=1", "rebuild.workers=1", "tracking=none")
+SETTINGS = (
+    "model.max_history=20",
+    "fit.batch_targets=256",
+    "fit.progress=false",
+    "checkpoints=6",
+    "scan.workers=1",
+    "rebuild.workers=1",
+    "tracking=none",
+)
 
 
 def configured(*overrides: str) -> BacktestConfig:

@@ -31,9 +31,9 @@ class Job:
         registry: Where releases live.
         revision: Revision of the aliases that this run is based on: promotion compares and swaps on it.
         live: Version that was live when the run started.
-        production: Its bundle, verified; None if nothing is live.
+        production: Its bundle, verified; None if nothing is live, or what is live predicts no action.
         reference: The frozen release's bundle; None if there is none or it is what is live.
-        parent: What the challenger starts from: production, or None for a cold challenger.
+        parent: What the challenger starts from: the live bundle, or None for a cold challenger.
     """
 
     config: RetrainConfig
@@ -52,7 +52,7 @@ class Job:
         registry = Registry(Path(config.registry.root), config.registry.product)
         aliases = registry.check()
         live = registry.production_path()
-        production = read_bundle(live / "bundle") if live is not None else None
+        bundle = read_bundle(live / "bundle") if live is not None else None
         frozen = registry.reference_path()
         days = discover_days(config.data)
         as_of = choose_as_of(config.as_of, days, config.data.root)
@@ -66,9 +66,9 @@ class Job:
             registry=registry,
             revision=aliases.revision,
             live=aliases.production,
-            production=production,
-            reference=read_bundle(frozen / "bundle") if frozen is not None else None,
-            parent=production if config.warm_start.source == "production" else None,
+            production=_scored(bundle),
+            reference=_scored(read_bundle(frozen / "bundle") if frozen is not None else None),
+            parent=bundle if config.warm_start.source == "production" else None,
         )
 
     @property
@@ -92,6 +92,11 @@ class Job:
     def max_history(self) -> int:
         scored = [bundle.manifest.inputs.max_history for bundle in (self.production, self.reference) if bundle is not None]
         return max(self.config.model.max_history, *scored, 0)
+
+
+def _scored(bundle: Bundle | None) -> Bundle | None:
+    """An imported next-item model predicts no action: the challenger starts from it, and is judged without it."""
+    return bundle if bundle is not None and bundle.manifest.inputs.actions else None
 
 
 _claims: list[int] = []  # lock files stay open until the process ends

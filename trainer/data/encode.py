@@ -229,6 +229,8 @@ class Encoder:
             ripe_N = np.maximum(known_at_N, event_N + action.maturity_ms) <= known_until_ms
             known.append(ripe_N & np.isfinite(value_N))
             labels.append(np.where(known[-1], value_N, 0.0))
+        if not labels:  # a next-item ranker predicts no action
+            return np.zeros((len(examples), 0), np.float32), np.zeros((len(examples), 0), bool)
         return np.stack(labels, 1).astype(np.float32), np.stack(known, 1)
 
     def _token_arrays(self, tokens: pa.Table) -> dict[str, np.ndarray]:

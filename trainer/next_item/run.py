@@ -27,6 +27,8 @@ from trainer.schema.plain import as_plain
 from trainer.schema.summary import Summary
 
 NAME = "next_item"
+# Settings of a warm start that are about days, or about a plan that is only looked at.
+_WITHOUT_EFFECT = {"dry_run": False, "merge_alpha": 1.0, "retire_after_days": 0, "replay_share": 0.0}
 
 
 def run(config: RetrainConfig) -> Summary:
@@ -78,6 +80,11 @@ def _spec(config: RetrainConfig) -> NextItemConfig:
         raise ConfigError("the next-item objective needs a file of sequences", where="next_item", remedy="add experiment=ml1m")
     if config.fit.device == "ddp":
         raise ConfigError("the next-item objective trains on one device", where="fit.device", got="ddp", expected="auto, cpu or gpu")
+    for name, neutral in _WITHOUT_EFFECT.items():
+        if (value := getattr(config.warm_start, name)) != neutral:
+            raise ConfigError(
+                "the next-item objective has no use for this", where=f"warm_start.{name}", got=value, remedy=f"warm_start.{name}={neutral}"
+            )
     return config.next_item
 
 

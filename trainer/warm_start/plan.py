@@ -196,6 +196,8 @@ def _fresh(blank: TensorFate, source: Side, target: Side, found: Origins, rules:
         return replace(blank, reason="zero: table of a new feature, so old outputs stay")
     if axes[:1] == ("position",) or (name.endswith(".bias") and name.removesuffix("bias") + "weight" in source.shapes):
         return replace(blank, reason="zero: adds nothing yet")
+    if "output" in axes and not name.endswith(".bias"):
+        return replace(blank, reason="zero: new heads start at their base rates")
     return replace(blank, reason="fresh: production has no such tensor")
 
 

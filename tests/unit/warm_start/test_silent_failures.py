@@ -29,7 +29,9 @@ def test_rewarm_is_never_wrong_without_a_word(bench):
     assert found == {name: bench.ERROR if name in refused else bench.RIGHT for name in found}
 
 
-@pytest.mark.parametrize("name", ["same ids in another order", "one id swapped for a new one", "padding row moved", "other hash, same size"])
+@pytest.mark.parametrize(
+    "name", ["same ids in another order", "one id swapped for a new one", "padding row moved", "other hash, same size"]
+)
 def test_the_judge_sees_a_table_that_was_copied_by_position(bench, name):
     case = next(case for case in bench.CASES if case.name == name)
     assert bench.outcome(case, "torch DCP allow_partial_load").outcome == bench.WRONG

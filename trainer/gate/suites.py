@@ -23,7 +23,7 @@ from trainer.gate.quality import quality, realised_value, value_ranking
 from trainer.gate.scope import Scope, scopes
 from trainer.gate.table import Predictions, prepare
 from trainer.schema.expression import Column, columns_of, evaluate
-from trainer.schema.policy import GatePolicy, RuleSet
+from trainer.schema.policy import VALUE, GatePolicy, RuleSet
 from trainer.schema.suite import FAMILY, Suite, SuiteCase
 from trainer.schema.verdict import ALL, Check
 
@@ -143,6 +143,9 @@ def measure_suite(suite: Suite, table: pa.Table, policy: GatePolicy, weights: di
     """
     if not len(table):
         return _named(suite, Question(check=_empty(suite), too_few="no row"))
+    wanted = [] if suite.action == VALUE else [prefix + suite.action for prefix in PAIR]
+    if missing := [name for name in wanted if name not in table.column_names]:
+        raise ConfigError("a column is missing", got=" and ".join(missing))
     own = _own_policy(suite, policy)
     rows = prepare(table, own)
     unsound = [check.sentence for check in rows.findings if check.outcome == "fail"]

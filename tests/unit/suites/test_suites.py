@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.unit.suites.conftest import DAY, POLICY, model
 from trainer.config import SuiteRunConfig
 from trainer.errors import ConfigError, DataError, RegistryError
 from trainer.gate import judge
-from trainer.gate.suites import doubted, rows_where
+from trainer.gate.suites import doubted, rows_where, settle_suites
 from trainer.release import Registry
 from trainer.schema.policy import RuleSet
 from trainer.schema.predictions import CHALLENGER, PRODUCTION
@@ -137,12 +138,29 @@ def test_a_model_that_cannot_be_scored_on_golden_rows_fails_closed(suite: Suite,
     assert "nothing says that the challenger passes" in check.sentence
 
 
+def test_an_action_that_the_challenger_no_longer_has_fails_closed(suite: Suite, good_run: Path):
+    run(suite("add", name="march", from_run=str(good_run), kind="golden", check="auc/click", margin=0.01, reason="r"), no_models)
+    other = Model(lambda examples, tail, until_ms: {"purchase": examples["feature_truth"].to_numpy()}, {})
+    [check] = judged(suite("list"), good_run / "predictions.parquet", other, model())
+    assert check.outcome == "fail", "the scores of the challenger of that day are not this challenger's"
+    assert "challenger_click" in check.sentence
+
+
+def test_golden_rows_that_can_no_longer_tell_fail_closed(suite: Suite, good_run: Path):
+    run(suite("add", name="march", from_run=str(good_run), kind="golden", check="ne/click", margin=0.02, reason="r"), no_models)
+    case = collect(store(suite("list")), lambda: {CHALLENGER: model(scale=0.9), PRODUCTION: model()}, None)
+    [check] = settle_suites(case, pq.read_table(good_run / "predictions.parquet"), replace(POLICY, min_positives=10**6), None, 0)
+    assert (check.outcome, check.severity) == ("fail", "block")
+    assert "cannot tell" in check.sentence
+
+
 @pytest.mark.parametrize("damage", ["rows", "record", "missing part", "no record"])
 def test_a_damaged_suite_fails_closed(suite: Suite, good_run: Path, damage: str):
     run(suite("add", name="march", from_run=str(good_run), kind="golden", check="auc/click", margin=0.01, reason="r"), no_models)
     folder = store(suite("list")).folder / "march"
     if damage == "rows":
-        (folder / "rows.parquet").write_bytes((folder / "rows.parquet").read_bytes()[:-1] + b"x")
+        table = pq.read_table(folder / "rows.parquet")
+        pq.write_table(table.slice(0, len(table) - 1), folder / "rows.parquet")  # a sound file with other rows
     elif damage == "missing part":
         shutil.rmtree(folder / "part-00")
     elif damage == "record":

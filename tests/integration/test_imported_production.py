@@ -47,7 +47,8 @@ def test_a_next_item_model_of_other_code_becomes_the_parent_of_a_ranker(tmp_path
     assert command("simulate.py", "simulation=tiny", f"out={tmp_path / 'log'}").returncode == 0
     export(tmp_path / "exported", tmp_path / "log")
     registry = f"registry.root={tmp_path / 'registry'}"
-    done = command("import_checkpoint.py", "format=rectools", f"checkpoint={tmp_path / 'exported'}", "as_of=2026-02-28", registry, "promote=true")
+    checkpoint = f"checkpoint={tmp_path / 'exported'}"
+    done = command("import_checkpoint.py", "format=rectools", checkpoint, "as_of=2026-02-28", registry, "promote=true")
     assert done.returncode == 0, done.stderr
     model = next(line for line in done.stdout.splitlines() if "model.dim" in line).split()
     live = Registry(tmp_path / "registry").aliases().production

@@ -123,6 +123,60 @@ def test_scaled_scores_never_pass() -> None:
         assert {"calibration", "share_top_1%"} <= names and not {"auc", "gauc"} & names
 
 
+@pytest.mark.parametrize("rate", [0.005, 0.02, 0.07, 0.3])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_clearly_better_challenger_is_promoted_at_any_base_rate(rate: float, kept: bool) -> None:
+    """Production knows the logit with noise of 0.7; `kept`: with the same spread of scores, else wider and over-confident."""
+    verdicts = [_judge(_better(rate, kept, seed)) for seed in range(15)]
+    promoted = sum(verdict.verdict == "PROMOTE" for verdict in verdicts)
+    print(f"rate {rate}, spread kept {kept}: promoted {promoted} of 15")
+    assert promoted == 15, [verdict.reason for verdict in verdicts if verdict.verdict != "PROMOTE"]
+
+
+def _better(rate: float, kept: bool, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    rows, users = 100_000, 10_000
+    user_N = rng.integers(0, users, rows)
+    signal_N = 0.5 * rng.normal(0, 1, users)[user_N] + rng.normal(0, 1, rows)
+    center = float(np.log(rate / (1 - rate))) - 0.5 * (1 - 2 * rate)
+    noisy_N = signal_N + 0.7 * rng.normal(0, 1, rows)
+    if kept:
+        noisy_N *= np.sqrt(1.25 / (1.25 + 0.49))
+    return {
+        "user": user_N, "item": rng.integers(0, 2_000, rows), "request": user_N * 10 + rng.integers(0, 2, rows),
+        "country": rng.integers(0, 50, users)[user_N], "label_click": (rng.random(rows) < _sigmoid(center + signal_N)).astype(float),
+        "production_click": _sigmoid(center + noisy_N), "challenger_click": _sigmoid(center + signal_N + 0.1 * rng.normal(0, 1, rows)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [50_000, 200_000])
+def test_a_raised_top_is_caught_at_the_thresholds_that_the_rows_carry(rows: int) -> None:
+    for seed in range(15):
+        columns = _world(rows, rows // 10, seed, noise=0.0)
+        logit_N = np.log(columns["production_click"] / (1 - columns["production_click"]))
+        columns["challenger_click"] = _sigmoid(logit_N + 0.25 * (logit_N >= np.quantile(logit_N, 0.98)))
+        named = {path.split("/")[0] for path in _judge(_valued(columns)).failed}
+        assert any(name.startswith("share_top") for name in named), (seed, named)
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.6, 1.0])
+def test_a_gain_in_ne_from_popular_items_is_named(strength: float) -> None:
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        popularity_I = rng.pareto(1.2, 2_000) + 1
+        item_N = rng.choice(2_000, 100_000, p=popularity_I / popularity_I.sum())
+        x_N = np.log(popularity_I)[item_N]
+        base_N = -2.5 + rng.normal(0, 0.7, 100_000)
+        true_N = _sigmoid(base_N + strength * (x_N - x_N.mean()) / x_N.std())
+        user_N = rng.integers(0, 10_000, 100_000)
+        columns = {
+            "user": user_N, "item": item_N, "request": user_N * 10 + rng.integers(0, 2, 100_000), "challenger_click": true_N,
+            "label_click": (rng.random(100_000) < true_N).astype(float),
+            "production_click": _sigmoid(base_N) * true_N.mean() / _sigmoid(base_N).mean(),
+        }  # fmt: skip
+        assert "slate_popularity/value/all" in _judge(columns).failed
+
+
 def test_launch_never_promotes_what_is_worse_by_twice_the_margin() -> None:
     """Non-inferiority: a challenger whose AUC is truly lower by two margins must not be proven harmless."""
     promoted = 0

@@ -29,7 +29,7 @@ class Cause:
         name: Short name.
         meaning: One sentence.
         remedy: What to do, one sentence.
-        command: Command after ``python``, with the run's folder as ``{run}``; null where there is none.
+        command: Command after ``python``, with the run's folder as ``{run}`` and its table as ``{predictions}``; null where there is none.
     """
 
     name: str
@@ -44,7 +44,7 @@ CAUSES = {
         Cause("nothing", "Nothing got worse.", "Watch the slices below."),
         Cause(
             "unsound scores", "A score or column that is to be judged is missing or no number.",
-            "Mend the table; statistics come after that.", "scripts/gate.py predictions={run}/predictions.parquet run_dir={run}/again",
+            "Mend the table; statistics come after that.", "scripts/gate.py predictions={predictions} run_dir={run}/again",
         ),
         Cause(
             "feature skew", "Production's own bundle does not repeat the scores it logged, so serving saw other features than the log has.",
@@ -76,7 +76,7 @@ CAUSES = {
         Cause(
             "scale", "The challenger ranks as well as production, but its scores moved, and thresholds behind it would notice.",
             "Map it onto production's scale and judge it again; if its mean moved, look at the labels of the days it was trained on.",
-            "scripts/gate.py predictions={run}/predictions.parquet run_dir={run}/repaired gate.repair=[map]",
+            "scripts/gate.py predictions={predictions} run_dir={run}/repaired gate.repair=[map]",
         ),
         Cause(
             "too little data", "Nothing is shown to be wrong, but the rows cannot rule it out.",

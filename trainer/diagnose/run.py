@@ -20,6 +20,7 @@ from trainer.schema.files import write_text
 from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.verdict import NOT_ATTEMPTED, Verdict
 
+PREDICTIONS = "predictions.parquet"
 _SHOWN = 3
 
 
@@ -27,6 +28,7 @@ def diagnose(
     run_dir: Path,
     predictions: pa.Table | None = None,
     *,
+    source: str | None = None,
     cohorts: Mapping[str, Any] | None = None,
     odd: Sequence[str] = (),
     drift: Sequence[Mapping[str, Any]] = (),
@@ -37,6 +39,7 @@ def diagnose(
     Args:
         run_dir: Folder with ``verdict.json``; ``summary.json`` and ``scan.json`` are used where they are there.
         predictions: What was judged; default: the folder's ``predictions.parquet``, if there is one.
+        source: Where the table lies, for the next command; default: in the folder.
         cohorts: As `trainer.diagnose.fresh.cohorts`.
         odd: As `trainer.diagnose.fresh.odd_cohorts`.
         drift: As `trainer.diagnose.fresh.drift`.
@@ -50,8 +53,8 @@ def diagnose(
     """
     verdict = _verdict(run_dir / "verdict.json")
     summary, scan = _mapping(run_dir / "summary.json"), _mapping(run_dir / "scan.json")
-    if predictions is None and (run_dir / "predictions.parquet").is_file():
-        predictions = pq.read_table(run_dir / "predictions.parquet", page_checksum_verification=True)
+    if predictions is None and (run_dir / PREDICTIONS).is_file():
+        predictions = pq.read_table(run_dir / PREDICTIONS, page_checksum_verification=True)
     holdout = summary.get("data", {}).get("holdout", [])
     signals = read_signals(verdict.checks, scan, holdout)
     first = any(check.name == "first" for check in verdict.checks)
@@ -60,7 +63,7 @@ def diagnose(
     evidence = [
         *findings(verdict.checks, signals), *_changed(summary), *_odd(odd), *_drifted(drift), *_sliced(slices), *_repaired(verdict),
     ]  # fmt: skip
-    command = cause.command.format(run=run_dir) if cause.command else None
+    command = cause.command.format(run=run_dir, predictions=source or run_dir / PREDICTIONS) if cause.command else None
     diagnosis = Diagnosis(
         verdict=verdict.verdict, cause=cause.name, paragraph=_paragraph(verdict, cause, evidence, command), next_command=command,
         signals=asdict(signals), findings=sorted(evidence, key=lambda finding: not finding.supports),

@@ -40,14 +40,15 @@ def explain(config: DiagnoseRunConfig) -> Diagnosis:
                 "an ablation needs the examples of the run", where=run_dir, got="a run of the gate alone, or examples that were rebuilt",
                 expected="the run_dir of scripts/retrain.py whose rebuild.root still holds its days", remedy="leave ablation out",
             )  # fmt: skip
-        return diagnose(run_dir, predictions)
+        return diagnose(run_dir, predictions, source=config.predictions)
     days = {day: run.examples(day) for day in [*run.earlier[-config.days :], *run.holdout]}
     before = pa.concat_tables([days[day] for day in run.earlier[-config.days :]], promote_options="default") if run.earlier else None
     after = pa.concat_tables([days[day] for day in run.holdout], promote_options="default")
     binary = [name for name in run.config.data.gated_actions if run.config.data.actions[name].kind == "binary"]
     aged = cohorts(days, binary, run.known_until_ms, run.config.data.timezone)
+    moved = drift(before, after) if before is not None else []
     return diagnose(
-        run_dir, predictions, cohorts=aged, odd=odd_cohorts(aged, run.holdout), drift=drift(before, after) if before is not None else [],
+        run_dir, predictions, source=config.predictions, cohorts=aged, odd=odd_cohorts(aged, run.holdout), drift=moved,
         ablation=_ablation(run, config.rows) if config.ablation else [],
     )  # fmt: skip
 

@@ -8,9 +8,10 @@ import pytest
 
 from trainer.gate import judge_and_repair
 from trainer.gate.fitting import Unfit, best_calibrator, fit_calibrator, fit_map
-from trainer.gate.repair import repaired_table
+from trainer.gate.repair import _mended, repaired_table
 from trainer.schema.policy import RuleSet, ThresholdRule
 from trainer.schema.repair import from_scale, to_scale
+from trainer.schema.verdict import Check
 
 ACTIONS = ("click", "like")
 
@@ -107,6 +108,16 @@ def test_a_faulty_slice_is_not_hidden_by_half_the_rows(world, policy, no_rules, 
         columns["challenger_click"] = np.minimum(1, np.where(there_N, 1.25, 1.0) * columns["challenger_click"])
         verdict, repair = judge_and_repair(table(revalued(columns)), policy(repair=["map"]), no_rules)
         assert verdict.verdict != "PROMOTE" and repair is None, verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("place", "p", "outcome"),
+    [("all", 0.6, "pass"), ("all", 0.4, "fail"), ("country=7", 0.2, "pass"), ("country=7", 0.04, "fail"), ("all", None, "hold")],
+)
+def test_what_failed_on_all_rows_is_held_to_more_than_its_share_of_holm(policy, place, p, outcome):
+    """Half the rows show less: that Holm does not reject there is no proof that the repair mended anything."""
+    found = Check(name="calibration", family="calibration", action="click", slice=place, p=p, outcome="pass", sentence="")
+    assert _mended(found, policy()).outcome == outcome
 
 
 def test_worse_ranking_is_not_repaired(world, policy, no_rules, table, revalued):

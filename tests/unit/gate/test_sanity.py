@@ -8,7 +8,10 @@ import pytest
 from tests.unit.gate.conftest import logit, sigmoid
 from trainer.errors import DataError
 from trainer.gate import judge, judge_and_repair
+from trainer.gate.sanity import temper
+from trainer.gate.table import prepare
 from trainer.schema.record import Recorded, read_record
+from trainer.schema.verdict import Check
 
 FLIPS = 0.02
 
@@ -86,6 +89,18 @@ def test_a_small_move_is_held_and_not_rejected_only_where_production_is_off_as_w
     assert check.outcome == "hold" and "stayed with it" in check.sentence
 
 
+@pytest.mark.parametrize(("moved", "worse", "outcome"), [(1.0, False, "hold"), (1.3, False, "fail"), (1.0, True, "fail")])
+def test_only_a_challenger_that_stayed_and_is_no_worse_is_excused(policy, table, moved, worse, outcome):
+    held = Check(name="label_sanity", family="data", action="click", outcome="hold", sentence="moved")
+    failed = [
+        Check(name="calibration", family="calibration", action="click", slice=place, outcome="fail", sentence="")
+        for place in ("all", "country=3")
+    ]
+    worse_check = [Check(name="ne", family="loss", action="click", outcome="fail" if worse else "pass", sentence="")]
+    tempered = temper([held, *failed, *worse_check], prepare(table(_columns(moved=moved)), policy()), policy())
+    assert [check.outcome for check in tempered if check.name == "calibration"] == [outcome, outcome]
+
+
 def test_flipped_labels_are_not_calibrated_to(policy, no_rules, table):
     verdict, repair = judge_and_repair(table(_columns(flipped=FLIPS)), policy(repair=["calibrate", "map"]), no_rules, record=_record())
     assert verdict.verdict == "HOLD" and repair is None
@@ -94,8 +109,9 @@ def test_flipped_labels_are_not_calibrated_to(policy, no_rules, table):
 def test_a_small_record_counts_for_less(policy, no_rules, table):
     recorded = _record()["click"]
     uncertain = {"click": Recorded(ratio=recorded.ratio, n=200)}
-    checks = judge(table(_columns(flipped=0.005)), policy(), no_rules, record=uncertain).checks
-    assert next(c for c in checks if c.name == "label_sanity").outcome == "pass"
+    for known, outcome in ((uncertain, "pass"), ({"click": Recorded(ratio=recorded.ratio, n=30_000)}, "hold")):
+        checks = judge(table(_columns(flipped=FLIPS)), policy(slices=[]), no_rules, record=known).checks
+        assert next(c for c in checks if c.name == "label_sanity").outcome == outcome
 
 
 def test_without_a_record_the_verdict_says_what_it_lacks(policy, no_rules, table):

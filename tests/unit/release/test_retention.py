@@ -54,7 +54,9 @@ def test_a_damaged_version_is_left_to_a_person(aged: Registry):
 
 def test_the_reference_moves_only_on_purpose(aged: Registry):
     assert aged.aliases().reference == "v1"
+    assert aged.reference_path() == aged.folder / "versions" / "v1"
     assert aged.refer_to("v3", reason="quarter").reference == "v3"
+    assert aged.reference_path() is None, "what is live is no other model to compare with"
     assert aged.retire(1, dry_run=True) == ["v0", "v1", "v4"], "v1 is no longer pointed to"
     with pytest.raises(RegistryError, match="not a sealed release"):
         aged.refer_to("v9")

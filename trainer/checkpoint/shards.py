@@ -26,6 +26,7 @@ from trainer.errors import CheckpointError
 from trainer.schema.files import write_text
 
 INDEX_VERSION = 1
+_TAKEN_ROWS = 1 << 11  # rows between two releases of pages: the system maps up to 64 KB around each
 SHARD_BYTES = 1 << 31
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
@@ -183,12 +184,12 @@ class ShardReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: dict[str, Layout] = {}
-        self._views: dict[str, tuple[np.ndarray, list[np.ndarray]]] = {}  # tensor -> first row of each part, bytes [rows, row bytes]
+        self._views: dict[str, tuple[np.ndarray, list[np.ndarray], list[str]]] = {}  # first row, bytes [rows, row bytes], file of each part
         self._maps: dict[str, mmap.mmap] = {}
         for name, (layout, parts) in _declared(path).items():
             self.tensors[name] = layout
             views = [self._view(part, name, layout) for part in parts]
-            self._views[name] = (np.cumsum([0, *(part.rows for part in parts)]), views)
+            self._views[name] = (np.cumsum([0, *(part.rows for part in parts)]), views, [part.file for part in parts])
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -199,7 +200,7 @@ class ShardReader:
         Raises:
             CheckpointError: If a value is not finite; file and tensor are named.
         """
-        layout, (first, views) = self.tensors[name], self._views[name]
+        layout, (first, views, files) = self.tensors[name], self._views[name]
         if len(index) and not 0 <= index.min() <= index.max() < layout.rows:
             raise CheckpointError(
                 "a tensor has fewer rows than its ids", where=f"{self.path}: {name}", got=layout.rows, expected=index.max() + 1
@@ -211,12 +212,10 @@ class ShardReader:
         part_of = np.searchsorted(first, index, side="right") - 1
         for number, view in enumerate(views):
             chosen = np.flatnonzero(part_of == number)
-            if len(chosen) == len(index):
-                np.take(view, index - first[number], axis=0, out=raw, mode="clip")  # "clip" writes straight into `raw`
-            elif len(chosen):
-                raw[chosen] = view[index[chosen] - first[number]]
-        for mapped in self._maps.values():
-            mapped.madvise(mmap.MADV_DONTNEED)  # the pages stay in the system's cache, not in ours
+            for start in range(0, len(chosen), _TAKEN_ROWS):
+                rows = chosen[start : start + _TAKEN_ROWS]
+                raw[rows] = view[index[rows] - first[number]]
+                self._maps[files[number]].madvise(mmap.MADV_DONTNEED)  # the pages stay in the system's cache, not in ours
         if out.is_floating_point() and not _finite(out):
             raise CheckpointError(
                 "a tensor holds values that are not finite",

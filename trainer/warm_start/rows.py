@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.schema.vocabulary import OOV_ROW, RESERVED_ROWS, Vocabulary
 from trainer.warm_start.places import Pair
 
-BLOCK_ROWS = 1 << 15
+BLOCK_ROWS = 1 << 13
 Read = Callable[[np.ndarray], Tensor]  # rows by int64 index, ascending where that is faster; [rows, ...]
 
 

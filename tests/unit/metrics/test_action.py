@@ -16,10 +16,15 @@ def _log(n=4000, seed=0):
 def test_binary_metrics_and_intervals():
     label_N, score_N, user_N = _log()
     [found] = evaluate_action(label_N, score_N, user_N)
-    assert set(found.plain()) == {"auc", "gauc", "ne", "log_loss", "ratio", "ece", "n", "positives"}
+    parts = {"miscalibration", "discrimination", "uncertainty"}
+    assert set(found.plain()) == {"auc", "gauc", "ne", "ne_free", "log_loss", "ratio", "ece", "n", "positives"} | parts
     assert found.n == 4000 and found.positives == label_N.sum() and found.users == 300
-    for name, value in found.values.items():
-        assert value.low <= value.value <= value.high, name
+    for name in set(found.values) - parts:
+        assert found.values[name].low <= found.values[name].value <= found.values[name].high, name
+    worth = found.values
+    assert worth["log_loss"].value == pytest.approx(
+        worth["miscalibration"].value - worth["discrimination"].value + worth["uncertainty"].value
+    )
     assert found.values["ratio"].low < 1 < found.values["ratio"].high
     json.dumps([found.plain(), found.intervals()], allow_nan=False)
 

@@ -20,6 +20,7 @@ class InjectConfig:
         faults: Kind of the catalogue -> how it is carried out (`conf/faults`).
         day: Day to damage; default the last. A fault's own `day` wins.
         seed: Same log, faults and seed: same damage.
+        spread: Whether each fault gets a day of its own, going back from `day`, instead of all of them the same.
         hold_s: How long faults that happen while files are read are kept up.
     """
 
@@ -28,6 +29,7 @@ class InjectConfig:
     faults: dict[str, FaultSettings]
     day: str | None = None
     seed: int = 0
+    spread: bool = False
     hold_s: float = 0.0
 
     def __post_init__(self) -> None:

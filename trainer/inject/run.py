@@ -19,11 +19,12 @@ from trainer.inject import files, rows, shape, values
 from trainer.inject.hazards import HAZARDS, hazard
 from trainer.inject.site import Site
 from trainer.logs.layout import discover_days
-from trainer.schema.faults import CATALOGUE
+from trainer.schema.faults import BYTES, CATALOGUE, RUNTIME
 from trainer.schema.files import write_text
 from trainer.schema.injection import TRUTH_FILE, FaultSettings, Planted, Truth
 from trainer.schema.logs import LogSpec
 from trainer.schema.plain import as_plain
+from trainer.schema.time import add_days
 
 KINDS = tuple(CATALOGUE)
 
@@ -43,7 +44,7 @@ def run(config: InjectConfig) -> Truth:
             "this fault happens while files are read, and ends with the injector", where="hold_s", got=f"0 with {', '.join(hazards)}",
             remedy="give hold_s=SECONDS, start it in the background, and read the copy meanwhile",
         )  # fmt: skip
-    truth, sites = inject(config.data, Path(config.out), config.faults, day=config.day, seed=config.seed)
+    truth, sites = inject(config.data, Path(config.out), config.faults, day=config.day, seed=config.seed, spread=config.spread)
     with ExitStack() as stack:
         planted = [record for site in sites for record in stack.enter_context(hazard(site))]
         truth = replace(truth, planted=[*truth.planted, *planted])
@@ -59,16 +60,17 @@ def run(config: InjectConfig) -> Truth:
 
 
 def inject(
-    spec: LogSpec, out: Path, faults: Mapping[str, FaultSettings], *, day: str | None = None, seed: int = 0
+    spec: LogSpec, out: Path, faults: Mapping[str, FaultSettings], *, day: str | None = None, seed: int = 0, spread: bool = False
 ) -> tuple[Truth, list[Site]]:
     """Copies a log and damages the copy.
 
     Args:
         spec: The log; its root is only read.
         out: Folder of the copy; new or empty.
-        faults: Kind -> how. They are carried out in this order.
+        faults: Kind -> how. Rows and values are damaged before bytes: no pipeline rewrites what storage has broken.
         day: Day to damage; default the last. A fault's own day wins.
         seed: Same log, faults and seed: same damage.
+        spread: Each fault has a day of its own, going back from `day`.
 
     Returns:
         What was planted (also written as ``faults.json``), and the hazards, which do their damage only while
@@ -84,8 +86,10 @@ def inject(
     days = discover_days(spec)
     _copy(Path(spec.root), out)
     copy, planted, hazards = replace(spec, root=str(out)), [], []
-    for kind, settings in faults.items():
-        site = Site(kind, copy, _day(settings.day or day or days[-1], days), settings, _luck(seed, kind))
+    last = _day(day or days[-1], days)
+    ordered = sorted(faults.items(), key=lambda entry: CATALOGUE[entry[0]].family in (BYTES, RUNTIME))
+    for number, (kind, settings) in enumerate(ordered):
+        site = Site(kind, copy, _day(settings.day or (add_days(last, -number) if spread else last), days), settings, _luck(seed, kind))
         if kind in HAZARDS:
             hazards.append(site)
         else:

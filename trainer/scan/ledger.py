@@ -16,11 +16,14 @@ _IN_SCAN = ("kind", "feature", "file", "rows", "evidence")
 
 
 def write_scan(health: HealthMap, run_dir: Path) -> None:
-    """Writes ``scan.json`` and ``quarantine/ledger.parquet``; same health, same bytes.
+    """Writes ``quarantine/ledger.parquet`` and then ``scan.json``; same health, same bytes.
 
     Args:
         health: The map.
         run_dir: Folder of the run.
+
+    Raises:
+        OSError: If the disk refuses; no half-written file is left.
     """
     folder = run_dir / "quarantine"
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,11 +36,14 @@ def write_scan(health: HealthMap, run_dir: Path) -> None:
         }
         for day, state in health.days.items()
     }
-    write_text(run_dir / "scan.json", json.dumps({"version": health.version, "days": days}, indent=1, ensure_ascii=False) + "\n")
     faults = [fault for state in health.days.values() for fault in state.faults]
     table = pa.table({name: [getattr(fault, name) for fault in faults] for name in LEDGER_SCHEMA.names}, schema=LEDGER_SCHEMA)
     path = folder / "ledger.parquet"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary, write_page_checksum=True)
-    sync(temporary)
-    temporary.replace(path)
+    try:
+        pq.write_table(table, temporary, write_page_checksum=True)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_text(run_dir / "scan.json", json.dumps({"version": health.version, "days": days}, indent=1, ensure_ascii=False) + "\n")

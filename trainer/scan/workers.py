@@ -22,6 +22,7 @@ from trainer.errors import RewarmError
 
 _GIB = 1 << 30
 _BACKOFF_S = 0.2
+_START_S = 120.0
 _ATTEMPTS = {"missing_file": 0, "oversized_read": 0, "read_timeout": 1}  # second tries that can help; others as configured
 
 
@@ -77,8 +78,8 @@ class Reader:
         Raises:
             RewarmError: One that the call raised on purpose.
         """
-        pipe = self._connect()
         try:
+            pipe = self._connect()
             pipe.send(call)
             if not pipe.poll(self._deadline_s):
                 self.close()
@@ -109,6 +110,10 @@ class Reader:
             self._process = context.Process(target=_serve, args=(theirs, self._memory), daemon=True)
             self._process.start()
             theirs.close()
+            # A call's deadline is for the call: on a busy machine a process takes longer to start than a file to read.
+            if not self._pipe.poll(_START_S):
+                raise EOFError
+            self._pipe.recv()
         return self._pipe
 
 
@@ -162,6 +167,7 @@ class ReaderPool:
 def _serve(pipe: Connection, memory: int) -> None:
     """Loop of the reader process."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    pipe.send("ready")
     with suppress(EOFError, KeyboardInterrupt):
         while True:
             call = pipe.recv()

@@ -60,8 +60,8 @@ class CellRule:
     """What scan decided about some cells or rows of a day; rebuild applies it in the same place.
 
     A rule hits cells outside [minimum, maximum], cells equal to one of `values`, or cells of events from `from_ms` on (with
-    `values`: those of them that are equal); one without any condition hits all cells. Hit cells become null, or their rows are left out. A rule with `multiply` is a declared
-    repair of the whole column instead.
+    `values`: those of them that are equal); one without any condition hits all cells. Hit cells become null, or their rows are left
+    out. A rule with `multiply` is a declared repair of the whole column instead.
 
     Attributes:
         kind: Kind in the ledger.

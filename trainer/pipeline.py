@@ -36,6 +36,7 @@ def retrain(config: RetrainConfig) -> Summary:
     continued = stages.continue_production(job, examples, days)  # at a launch: production on the same new days
     evaluation = stages.evaluate(job, examples, days, trained, continued)  # every model on the same holdout rows
     embeddings = stages.export(job, examples, days, trained, evaluation)  # staged, not yet visible
+    stages.as_of(job, examples, days, trained, embeddings)  # if asked for: what past days would have exported, without leaks
     downstream = stages.downstream(job, examples, days, evaluation, embeddings)  # the model behind the embeddings
     verdict = stages.gate(job, trained, evaluation, embeddings, downstream)  # PROMOTE, HOLD or REJECT, and why
     absorbed = stages.absorb(job, examples, days, trained, evaluation, verdict)  # after PROMOTE, if asked for: the holdout too

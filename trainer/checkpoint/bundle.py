@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from models.ranker import Ranker, RankerShape
 from trainer.checkpoint.header import check_header
 from trainer.checkpoint.shards import SHARD_BYTES, index_path, read_sharded, stored_shapes, write_sharded
 from trainer.errors import CheckpointError
-from trainer.schema.bundle import BUNDLE_VERSION, ITEMS, MANIFEST, OPTIMIZER, SERVING, TRANSFER, TRUNK, BundleManifest
+from trainer.schema.bundle import BUNDLE_VERSION, DAYS, ITEMS, MANIFEST, OPTIMIZER, SERVING, TRANSFER, TRUNK, BundleManifest, day_weights
 from trainer.schema.hashing import sha256_file, sha256_json
 from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.vocabulary import Vocabulary
@@ -68,6 +69,7 @@ def write_bundle(
     vocabularies: dict[str, Vocabulary],
     items: pa.Table,
     transfer: dict[str, Any] | None = None,
+    days: Mapping[str, dict[str, Tensor]] | None = None,
 ) -> Bundle:
     """Writes a bundle; the manifest comes last, so that a folder without it is no bundle.
 
@@ -80,6 +82,7 @@ def write_bundle(
         vocabularies: Vocabulary name -> vocabulary.
         items: Items of the vocabulary with their features.
         transfer: Transfer report of a warm start.
+        days: Day -> served weights at its end, for scoring later days without a leak.
 
     Returns:
         The bundle as read back.
@@ -89,7 +92,10 @@ def write_bundle(
     """
     path.mkdir(parents=True, exist_ok=True)
     (path / MANIFEST).unlink(missing_ok=True)
-    for name, tensors in ((TRUNK, trunk), (SERVING, serving), (OPTIMIZER, optimizer)):
+    if days:
+        (path / DAYS).mkdir(exist_ok=True)
+    by_day = [(day_weights(day), tensors) for day, tensors in (days or {}).items()]
+    for name, tensors in ((TRUNK, trunk), (SERVING, serving), (OPTIMIZER, optimizer), *by_day):
         _check_finite(tensors, path / name)
         write_tensors(path / name, tensors)
     for name, vocabulary in vocabularies.items():

@@ -25,6 +25,7 @@ __all__ = [
     "DownstreamConfig",
     "EvaluationConfig",
     "ExportConfig",
+    "FeatureTable",
     "FitConfig",
     "GateRunConfig",
     "ImportConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from trainer.errors import ConfigError
+from trainer.schema.time import parse_day
 from trainer.schema.validate import choice, positive
 
 
@@ -18,6 +19,8 @@ class ExportConfig:
         wide: Whether feature vectors, one float32 column a dimension, are written beside the serving vectors.
         layout: Column of the serving vectors: ``list`` (fixed-size lists, read by everything) or ``packed`` (their bytes, faster).
         delta: Whether vectors that changed since the live export are written apart, with the ids that are no more.
+        as_of: Past days whose features are exported as they would have been on that day (`trainer.export.as_of`).
+        as_of_in_sample: Whether a day that all weights at hand have seen is written, marked, instead of refused.
         on_drift: When no rigid map brings vectors back to the live space: ``new_space`` or ``refuse``.
         shard_rows: Rows a shard.
         min_coverage: Smallest share of the holdout's rows whose entity must have a vector; below it the export is refused.
@@ -29,6 +32,8 @@ class ExportConfig:
     wide: bool = True
     layout: str = "list"
     delta: bool = False
+    as_of: list[str] = field(default_factory=list)
+    as_of_in_sample: bool = False
     on_drift: str = "new_space"
     shard_rows: int = 200_000
     min_coverage: float = 0.2
@@ -38,6 +43,8 @@ class ExportConfig:
         positive("export.shard_rows", self.shard_rows)
         choice("export.layout", self.layout, ("list", "packed"))
         choice("export.on_drift", self.on_drift, ("new_space", "refuse"))
+        for day in self.as_of:
+            parse_day(day)
         for entity in self.entities:
             choice("export.entities", entity, ("user", "item"))
 

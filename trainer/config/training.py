@@ -257,6 +257,8 @@ class FitConfig:
         checkpoint_steps: Steps between resumable checkpoints.
         max_skipped_steps: Non-finite steps that are skipped before the run stops.
         deterministic: Bit-equal on CUDA too.
+        day_weights: Whether days are learned in their order, and the served weights kept at the end of each: `export.as_of` scores a
+            past day by the weights that had seen only the days before it.
         progress: Whether a progress bar is drawn.
     """
 
@@ -273,6 +275,7 @@ class FitConfig:
     checkpoint_steps: int = 200
     max_skipped_steps: int = 20
     deterministic: bool = False
+    day_weights: bool = False
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -280,6 +283,8 @@ class FitConfig:
         choice("fit.precision", self.precision, ("fp32", "bf16"))
         for name in ("passes", "warm_passes", "batch_targets", "batch_tokens", "checkpoint_steps", "devices"):
             positive(f"fit.{name}", getattr(self, name))
+        if self.day_weights and max(self.passes, self.warm_passes) > 1:
+            raise ConfigError("a second pass has seen every day", where="fit.day_weights", got="passes > 1", expected="one pass")
 
 
 @dataclass(frozen=True, kw_only=True)

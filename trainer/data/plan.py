@@ -62,6 +62,11 @@ class BatchPlan:
             digest.update(np.ascontiguousarray(batch.units_B, np.int64).tobytes())
         return digest.hexdigest()
 
+    def ends_of_days(self) -> dict[int, str]:
+        """Returns the last step of each day with new targets; days must have been planned in order."""
+        last = {batch.key.day: place // self.ranks for place, batch in enumerate(self.batches) if batch.new}
+        return {step: day for day, step in last.items()}
+
     def of_rank(self, rank: int) -> list[PlannedBatch]:
         """Returns the batches of one rank, a step each."""
         return self.batches[rank :: self.ranks]
@@ -78,6 +83,7 @@ def plan_batches(
     ranks: int = 1,
     replay: Sequence[ShardKey] = (),
     replay_share: float = 0.0,
+    in_order: bool = False,
 ) -> BatchPlan:
     """Plans every step of a run.
 
@@ -91,6 +97,7 @@ def plan_batches(
         ranks: Ranks; the number of batches is made divisible by halving the largest ones.
         replay: Shards that production has already trained on.
         replay_share: Share of all targets that come from `replay`.
+        in_order: Whether a day begins only after the one before it has ended; within a day the order stays random.
 
     Returns:
         The plan. Replayed batches are spread evenly among the new ones.
@@ -98,11 +105,16 @@ def plan_batches(
     new: list[PlannedBatch] = []
     for number in range(passes):
         rng = np.random.default_rng([seed, number])
-        one_pass: list[PlannedBatch] = []
-        for index in rng.permutation(len(keys)):
-            tokens_U, targets_U = lengths(keys[index])
-            one_pass += [PlannedBatch(keys[index], units) for units in cut(tokens_U, targets_U, batch_targets, batch_tokens, rng)]
-        new += [one_pass[index] for index in _interleave(one_pass, rng)]
+        days = sorted({key.day for key in keys}) if in_order else [None]
+        for day in days:
+            block: list[PlannedBatch] = []
+            ours = [key for key in keys if day in (None, key.day)]
+            for index in rng.permutation(len(ours)):
+                tokens_U, targets_U = lengths(ours[index])
+                block += [PlannedBatch(ours[index], units) for units in cut(tokens_U, targets_U, batch_targets, batch_tokens, rng)]
+            # A step is one day's on every rank, so that its end is the same for all.
+            mixed = [block[index] for index in _interleave(block, rng)]
+            new += _divisible(mixed, ranks) if in_order else mixed
     replayed = _replayed(new, replay, lengths, replay_share, batch_targets, batch_tokens, np.random.default_rng([seed, passes]))
     # Each kind fills whole steps: what replayed targets may not touch is then the same on every rank.
     return BatchPlan(_spread(_divisible(new, ranks), _divisible(replayed, ranks), ranks), ranks)

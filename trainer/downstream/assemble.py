@@ -31,8 +31,9 @@ def assemble(
     """
     features = [name for name in examples.column_names if name.startswith(FEATURE)]
     scalars = [name for name in pairs.column_names if name == PAIR_DOT or name.startswith(PAIR_SCORE)]
+    keys = [name for name in ("user", "item", "request") if name in predictions.column_names]
     columns = {
-        "user": predictions["user"],
+        **{name: predictions[name] for name in keys},
         "time": predictions["time"],
         LABEL + action: predictions[LABEL + action],
         WEIGHT: predictions[WEIGHT],
@@ -44,5 +45,22 @@ def assemble(
     return pa.table(columns), features, [*scalars, "user_vector", "item_vector"]
 
 
+def with_exported(table: pa.Table, scores: dict[str, np.ndarray], dot_N: np.ndarray, user_ND: np.ndarray, item_ND: np.ndarray) -> pa.Table:
+    """Returns the same rows with another ranker's exported columns in place of the ones they have.
+
+    Args:
+        table: What `assemble` built.
+        scores: Action -> the other ranker's scores [N]; an action that it does not predict keeps no column.
+        dot_N: Its products.
+        user_ND: Its user vectors as features.
+        item_ND: Its item vectors as features.
+    """
+    dropped = [name for name in table.column_names if name == PAIR_DOT or name.startswith(PAIR_SCORE) or name.endswith("_vector")]
+    table = table.drop_columns(dropped).append_column(PAIR_DOT, pa.array(dot_N))
+    for action, score_N in scores.items():
+        table = table.append_column(PAIR_SCORE + action, pa.array(score_N.astype(np.float32)))
+    return table.append_column("user_vector", _vectors(user_ND)).append_column("item_vector", _vectors(item_ND))
+
+
 def _vectors(vectors_ND: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors_ND, np.float32).ravel()), vectors_ND.shape[1])

@@ -32,11 +32,13 @@ class ScoredPartition:
         score_N: Action -> float64 [N]: probability (binary) or expectation (count, seconds).
         dot_N: float32 [N]: product of the user's and the item's vector.
         user_ND: float32 [N, D]: the user's vector at each row's request time.
+        item_ND: float32 [N, D]: the item's vector, if asked for.
     """
 
     score_N: dict[str, np.ndarray]
     dot_N: np.ndarray
     user_ND: np.ndarray
+    item_ND: np.ndarray | None = None
 
 
 class RankerScorer:
@@ -57,13 +59,14 @@ class RankerScorer:
         self.encoder = Encoder(bundle.manifest.inputs, bundle.vocabularies)
         self.device = device
 
-    def score(self, examples: pa.Table, tail: pa.Table, known_until_ms: int) -> ScoredPartition:
+    def score(self, examples: pa.Table, tail: pa.Table, known_until_ms: int, items: bool = False) -> ScoredPartition:
         """Scores every row of a partition.
 
         Args:
             examples: Rows as `trainer.schema.examples` lays them out.
             tail: History tokens from before the day.
             known_until_ms: Knowledge cut-off (only labels depend on it).
+            items: Whether item vectors are returned too.
 
         Returns:
             One score a row and action.
@@ -74,6 +77,7 @@ class RankerScorer:
             scores = self.repair.scores(scores)
         dot_N = np.full(len(examples), np.nan, np.float32)
         user_ND = np.full((len(examples), self.ranker.shape.dim), np.nan, np.float32)
+        item_ND = np.full_like(user_ND, np.nan) if items else None
         for batch in batches_of(shard):
             on_device = batch.to(self.device)
             with torch.inference_mode():
@@ -82,7 +86,9 @@ class RankerScorer:
             row_N = batch.row_N.numpy()
             user_ND[row_N] = users_ND.float().cpu().numpy()
             dot_N[row_N] = (users_ND * items_ND).sum(-1).float().cpu().numpy()
-        return ScoredPartition(scores, dot_N, user_ND)
+            if item_ND is not None:
+                item_ND[row_N] = items_ND.float().cpu().numpy()
+        return ScoredPartition(scores, dot_N, user_ND, item_ND)
 
 
 def sealed_repair(bundle: Path) -> Repair | None:

@@ -28,6 +28,7 @@ from trainer.fit.task import RankingTask, StepLog
 _RESUME = "resume.ckpt"
 _MOMENTS = "moments.safetensors"
 _STEPS = "steps.jsonl"
+_DAYS = "days"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class FitResult:
     Attributes:
         trunk: Weights at the end, by name.
         serving: Weights that are served, by name (`schedule.serving`).
+        days: Day -> the same at the end of that day (`fit.day_weights`).
         optimizer: The trunk's moments by ``<parameter>/<moment>``.
         steps: Optimizer steps of this run's trunk.
         annealed: Steps of the annealed copy, made beside the trunk's on the same batches.
@@ -48,6 +50,7 @@ class FitResult:
 
     trunk: dict[str, Tensor]
     serving: dict[str, Tensor]
+    days: dict[str, dict[str, Tensor]]
     optimizer: dict[str, Tensor]
     steps: int
     annealed: int
@@ -78,6 +81,24 @@ class CursorAndCheckpoint(Callback):
         """Saves the optimizer's moments by parameter name: spawned ranks cannot hand them back otherwise."""
         if trainer.is_global_zero:
             save_file(task.optimizers_of[0].named_state(), self.folder / _MOMENTS)
+
+
+class DayWeights(Callback):
+    """Saves the served weights at the end of every day: what production would have had that night."""
+
+    def __init__(self, folder: Path, ends: dict[int, str]) -> None:
+        self.folder = folder
+        self.ends = ends
+
+    def on_train_batch_end(self, trainer: L.Trainer, task: RankingTask, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        """Saves after the last step of a day; a resumed run saves the days after its checkpoint again."""
+        day = self.ends.get(trainer.datamodule.cursor)  # type: ignore[attr-defined]
+        if day is None or not trainer.is_global_zero:
+            return
+        self.folder.mkdir(exist_ok=True)
+        temporary = self.folder / f".{day}.tmp"
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in task.served.state_dict().items()}, temporary)
+        temporary.replace(self.folder / f"{day}.safetensors")
 
 
 def fit(
@@ -142,7 +163,8 @@ def fit(
         log_file=folder / _STEPS,
     )
     data = BatchModule(store, plan, config.workers)
-    trainer = _trainer(config, folder, logger, callbacks)
+    ends = plan.ends_of_days() if config.day_weights else {}
+    trainer = _trainer(config, folder, logger, [*callbacks, DayWeights(folder / _DAYS, ends)] if ends else callbacks)
     resume = folder / _RESUME
     if not resume.exists():
         (folder / _STEPS).unlink(missing_ok=True)
@@ -158,6 +180,7 @@ def fit(
     return FitResult(
         trunk={name: tensor.detach().cpu() for name, tensor in task.ranker.state_dict().items()},
         serving={name: tensor.detach().cpu() for name, tensor in task.served.state_dict().items()},
+        days={day: load_file(folder / _DAYS / f"{day}.safetensors") for day in sorted(ends.values())},
         optimizer=load_file(folder / _MOMENTS),
         steps=plan.steps,
         annealed=0 if task.annealed is None else task.annealed.anneal,

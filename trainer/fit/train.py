@@ -156,6 +156,7 @@ def train(
         ranks=config.fit.devices if config.fit.device == "ddp" else 1,
         replay=shard_keys(manifest, replay_days),
         replay_share=config.warm_start.replay_share if replay_days else 0.0,
+        in_order=config.fit.day_weights,
     )
     result = fit(
         start.ranker,
@@ -195,6 +196,7 @@ def train(
         ),
         trunk=result.trunk,
         serving=merged(start, result.serving, config.warm_start, production),
+        days={day: merged(start, weights, config.warm_start, production) for day, weights in result.days.items()},
         optimizer=result.optimizer,
         vocabularies=vocabularies,
         transfer=start.report,

@@ -352,6 +352,10 @@ class Registry:
             with self._lock():
                 self._history.append(entry, self.aliases().revision)
 
+    def versions(self) -> list[Path]:
+        """Returns the folders of all whole versions, oldest cut-off first; damaged ones are left out (`status` lists them)."""
+        return [self._versions / state.id for state in self.status().versions if state.record is not None]
+
     def judged(self, inputs_sha256: str) -> HistoryEntry | None:
         """Returns the newest verdict on a run with these inputs, so that nothing is judged twice."""
         entries = self._history.entries(self.aliases().revision)

@@ -25,6 +25,7 @@ OPTIMIZER = "optimizer.safetensors"
 MANIFEST = "manifest.json"
 TRANSFER = "transfer.json"
 ITEMS = "items.parquet"
+DAYS = "days"  # served weights at the end of each day, if asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +69,15 @@ class BundleManifest:
     steps: int = 0
     files: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+
+
+def day_weights(day: str) -> str:
+    """Returns the name of the file with the weights that were served at the end of a day."""
+    return f"{DAYS}/{day}.safetensors"
+
+
+def seen_until(manifest: BundleManifest) -> dict[str, str]:
+    """Returns weights file -> newest day that those weights have seen, for every file that can score."""
+    whole = max([*manifest.trained, *manifest.absorbed], default="")
+    days = [name for name in manifest.files if name.startswith(f"{DAYS}/")]
+    return {SERVING: whole} | {name: name.removeprefix(f"{DAYS}/").removesuffix(".safetensors") for name in sorted(days)}

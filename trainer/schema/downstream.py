@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from trainer.schema.verdict import Check
+
 DOWNSTREAM_VERSION = 2
 
 OK = "ok"
@@ -64,6 +66,7 @@ class DownstreamReport:
         lift: Metric -> ``with`` minus ``without``, paired row by row (``ne``: below 0 is better; ``auc``, ``ndcg``: above 0 is better).
         ablation: Arm -> the same differences to ``without``.
         slices: ``<column>=<value>`` -> arm -> calibration ratio of the final score there.
+        replay: The frozen live model on the new features against the old ones, if one is configured; the gate judges these.
         importance: Share of the total gain of the 20 most used features of the arm ``with``, largest first.
         seed: Seed of the models.
     """
@@ -82,5 +85,6 @@ class DownstreamReport:
     lift: dict[str, Interval] = field(default_factory=dict)
     ablation: dict[str, dict[str, Interval]] = field(default_factory=dict)
     slices: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    replay: list[Check] = field(default_factory=list)
     importance: dict[str, float] = field(default_factory=dict)
     seed: int = 0

@@ -4,6 +4,7 @@ Nothing is computed here. A stage's own package does the work and knows neither 
 whole; these functions hand it exactly what it needs.
 """
 
+from trainer.stages.history import as_of
 from trainer.stages.inputs import plan, rebuild, scan
 from trainer.stages.judging import evaluate, gate
 from trainer.stages.question import judged_before, nothing_to_do, question
@@ -13,6 +14,7 @@ from trainer.stages.training import continue_production, dry_run, train
 
 __all__ = [
     "absorb",
+    "as_of",
     "continue_production",
     "downstream",
     "dry_run",

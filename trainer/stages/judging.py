@@ -98,11 +98,12 @@ def gate(
             from trainer.export import compare_exports
 
             extra += compare_exports(live / "embeddings", job.run.path / "embeddings")
+        extra += downstream.replay if downstream is not None else []
         policy = job.config.gate
         if policy.actions is None:
             policy = replace(policy, actions=job.config.data.gated_actions)
         if policy.slices is None:
-            policy = replace(policy, slices=_slices(job, evaluation))
+            policy = replace(policy, slices=slice_columns_of(job, evaluation))
         verdict, repair = judge_and_repair(
             _judged(job, evaluation.predictions),
             policy,
@@ -194,7 +195,8 @@ def _judged(job: Job, predictions: pa.Table) -> pa.Table:
     return predictions.drop_columns([name for name in predictions.column_names if name.startswith(PRODUCTION) or name == VALUE_PRODUCTION])
 
 
-def _slices(job: Job, evaluation: Evaluation) -> list[str]:
+def slice_columns_of(job: Job, evaluation: Evaluation) -> list[str]:
+    """Returns the columns of the predictions that are slices."""
     from trainer.evaluate.run import slice_columns
 
     return slice_columns(evaluation.predictions, job.config.evaluation)

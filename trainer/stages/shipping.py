@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,8 @@ from trainer.schema.files import write_text
 from trainer.schema.hashing import sha256_json
 from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.predictions import LABEL, PRODUCTION, WEIGHT
-from trainer.schema.verdict import PROMOTE, Verdict
-from trainer.stages.judging import concatenated
+from trainer.schema.verdict import PROMOTE, Check, Verdict
+from trainer.stages.judging import concatenated, slice_columns_of
 from trainer.stages.training import forget_others
 
 if TYPE_CHECKING:
@@ -79,24 +80,31 @@ def downstream(
     """Trains the model behind the embeddings with and without them, on rows whose labels the weights have not seen."""
     if embeddings is None or not job.config.downstream.enabled:
         return None
-    from trainer.downstream import assemble, lift
-    from trainer.export import lookup, read_alignment
+    from trainer.downstream import assemble, join_tables, lift
+    from trainer.export import lookup
+    from trainer.export.as_of import leak_free, read_as_of
     from trainer.schema.downstream import DownstreamReport
 
-    out = job.run.path / "downstream.json"
+    out, settings = job.run.path / "downstream.json", job.config.downstream
     binary = [name for name in job.config.data.gated_actions if job.config.data.actions[name].kind == "binary"]
-    action = job.config.downstream.action or binary[0]
+    action = settings.action or binary[0]
 
     def produce() -> DownstreamReport:
-        holdout = concatenated(job, examples, days.holdout).take(pa.array(evaluation.order_N))
         folder = job.run.path / "embeddings"
+        holdout = concatenated(job, examples, days.holdout).take(pa.array(evaluation.order_N))
         item_ND = lookup(folder, "item", holdout["item"])
-        item_ND, user_ND = (
-            read_alignment(folder, embeddings, entity).apply(vectors_ND) if entity in embeddings.alignment else vectors_ND
-            for entity, vectors_ND in (("item", item_ND), ("user", evaluation.user_ND))
-        )
+        user_ND, item_ND = _as_features(folder, embeddings, evaluation.user_ND, item_ND)
         table, features, exported = assemble(holdout, evaluation.predictions, evaluation.pair, user_ND, item_ND, action)
-        report = lift(table, action, features, exported, job.config.downstream, job.config.seed)
+        table, joined = join_tables(table, settings.tables)
+        earlier = leak_free(read_as_of(folder), days.holdout[0])
+        if earlier is not None:
+            earlier, _ = join_tables(earlier, settings.tables)
+        slices = slice_columns_of(job, evaluation)
+        for name in slices:
+            table = table.append_column(name, evaluation.predictions[name])
+        report = lift(table, action, [*features, *joined], exported, settings, job.config.seed, earlier=earlier, slices=slices)
+        if settings.live is not None and job.production is not None:
+            report = replace(report, replay=_replayed(job, examples, days, evaluation, table, [*features, *joined, *exported], action))
         write_text(out, json.dumps(as_plain(report), indent=1))
         return report
 
@@ -109,8 +117,43 @@ def downstream(
     def keep() -> DownstreamReport:
         return from_plain(DownstreamReport, json.loads(out.read_text()))
 
-    key = [as_plain(job.config.downstream), as_plain(embeddings), action, as_plain(days)]
+    key = [as_plain(settings), as_plain(embeddings), action, as_plain(days), job.config.export.as_of]
     return job.run.stage("downstream", key, produce, keep, tell)
+
+
+def _as_features(folder: Path, manifest: EmbeddingManifest, user_ND: np.ndarray, item_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Brings serving vectors into the feature space of an export."""
+    from trainer.export import read_alignment
+
+    pairs = (("user", user_ND), ("item", item_ND))
+    user_ND, item_ND = (
+        read_alignment(folder, manifest, entity).apply(vectors_ND) if entity in manifest.alignment else vectors_ND
+        for entity, vectors_ND in pairs
+    )
+    return user_ND, item_ND
+
+
+def _replayed(
+    job: Job, examples: ExamplesManifest, days: DayPlan, evaluation: Evaluation, table: pa.Table, columns: list[str], action: str
+) -> list[Check]:
+    """Replays the frozen live model on the new features against production's, on the same rows."""
+    from trainer.downstream import replay
+    from trainer.downstream.assemble import with_exported
+    from trainer.evaluate import RankerScorer
+    from trainer.export import read_manifest
+    from trainer.fit.train import partition, shard_keys
+
+    production, live = job.production, job.registry.production_path()
+    if production is None or live is None or job.config.downstream.live is None:
+        return []
+    scorer, root = RankerScorer(production), Path(job.config.rebuild.root)
+    parts = [scorer.score(*partition(root, examples, key), job.known_until_ms, items=True) for key in shard_keys(examples, days.holdout)]
+    user_ND, item_ND = (np.concatenate([getattr(part, name) for part in parts])[evaluation.order_N] for name in ("user_ND", "item_ND"))
+    user_ND, item_ND = _as_features(live / "embeddings", read_manifest(live / "embeddings"), user_ND, item_ND)
+    scores = {name: np.concatenate([part.score_N[name] for part in parts])[evaluation.order_N] for name in parts[0].score_N}
+    dot_N = np.concatenate([part.dot_N for part in parts])[evaluation.order_N]
+    before = with_exported(table, scores, dot_N, user_ND, item_ND)
+    return replay(Path(job.config.downstream.live), table, columns, before=before, action=action)
 
 
 def absorb(

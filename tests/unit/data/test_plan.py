@@ -88,3 +88,18 @@ def test_a_plan_is_known_by_every_unit_of_every_step():
     batches = plan().batches
     swapped = type(plan())([batches[1], batches[0], *batches[2:]])
     assert swapped.steps == plan().steps and swapped.sha256 != plan().sha256
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_days_in_order_end_at_a_step_of_their_own(ranks: int):
+    keys = [ShardKey(f"2026-01-0{day}", bucket) for day in (3, 1, 2) for bucket in range(3)]
+    rng = np.random.default_rng(0)
+    sizes = {key: (rng.integers(0, 20, 37), rng.integers(1, 5, 37)) for key in keys}
+    plan = plan_batches(keys, sizes.__getitem__, batch_targets=16, batch_tokens=400, passes=1, seed=1, ranks=ranks, in_order=True)
+    days = [{plan.batches[step * ranks + rank].key.day for rank in range(ranks)} for step in range(plan.steps)]
+    assert all(len(day) == 1 for day in days)
+    order = [next(iter(day)) for day in days]
+    assert order == sorted(order)
+    assert plan.ends_of_days() == {max(step for step, got in enumerate(order) if got == day): day for day in set(order)}
+    seen = {key: np.sort(np.concatenate([b.units_B for b in plan.batches if b.key == key])) for key in keys}
+    assert all(np.array_equal(units, np.arange(37)) for units in seen.values()), "every unit is used exactly once"

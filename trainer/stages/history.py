@@ -1,0 +1,126 @@
+"""The stage that gives the final model a history: features of past days as they would have been exported on those days."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.checkpoint import Bundle, read_bundle
+from trainer.days import DayPlan
+from trainer.errors import ConfigError
+from trainer.job import Job
+from trainer.schema.bundle import seen_until
+from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest, read_partition, read_tail
+from trainer.schema.predictions import WEIGHT
+
+if TYPE_CHECKING:
+    from trainer.align import Alignment
+    from trainer.evaluate import RankerScorer
+    from trainer.export.as_of import AsOfRecord, DayScores, PastDay
+    from trainer.fit import Trained
+    from trainer.schema.embeddings import EmbeddingManifest
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Weights that can score a past day."""
+
+    bundle: Bundle
+    file: str
+    seen_until: str
+
+    @property
+    def producer(self) -> str:
+        return f"{self.bundle.sha256}/{self.file}"
+
+
+def as_of(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained, embeddings: EmbeddingManifest | None) -> list[AsOfRecord]:
+    """Writes features of the past days of ``export.as_of`` below the staged export, each by weights from before it.
+
+    Raises:
+        ConfigError: If a day is no day of the log before the holdout.
+        ExportError: If a day has no such weights and in-sample days were not asked for.
+    """
+    wanted = job.config.export.as_of
+    if not wanted or embeddings is None:
+        return []
+    from trainer.export.as_of import choose, read_records, write_as_of
+
+    known = [day for day in (*days.seen, *days.train) if day in examples.source_days]
+    if strange := sorted(set(wanted) - set(known)):
+        expected = f"{known[0]} to {known[-1]}" if known else "a training day"
+        raise ConfigError("no day of the log before the holdout", where="export.as_of", got=strange[0], expected=expected)
+    folder = job.run.path / "embeddings"
+    weights = {found.producer: found for found in _at_hand(job, trained)}
+    chosen = choose(wanted, [(found.seen_until, producer) for producer, found in weights.items()], job.config.export.as_of_in_sample)
+
+    def produce() -> list[AsOfRecord]:
+        from trainer.evaluate import RankerScorer
+        from trainer.export import read_alignment
+
+        now = RankerScorer(trained.bundle)
+        maps = [read_alignment(folder, embeddings, entity) for entity in ("user", "item")]
+
+        def scored() -> Iterator[tuple[PastDay, DayScores]]:
+            for past in chosen:
+                used = weights[past.producer]
+                yield past, _day(job, examples, past.day, RankerScorer(used.bundle, used.file), now, maps)
+
+        return write_as_of(folder, scored())
+
+    key = [[past.producer for past in chosen], wanted, trained.bundle.sha256]
+    return job.run.stage(
+        "as_of", key, produce, partial(read_records, folder),
+        lambda made: (sum(record.rows for record in made), ", ".join(f"{r.day}{' (in sample)' * r.in_sample}" for r in made)),
+    )  # fmt: skip
+
+
+def _at_hand(job: Job, trained: Trained) -> list[_Weights]:
+    """Weights of the challenger and of every release whose vectors are as wide."""
+    bundles = [trained.bundle]
+    for version in job.registry.versions():
+        bundle = read_bundle(version / "bundle")
+        if bundle.manifest.inputs.actions and bundle.shape.dim == trained.bundle.shape.dim:
+            bundles.append(bundle)
+    return [_Weights(bundle, name, until) for bundle in bundles for name, until in seen_until(bundle.manifest).items() if until]
+
+
+def _day(job: Job, examples: ExamplesManifest, day: str, past: RankerScorer, now: RankerScorer, maps: list[Alignment]) -> DayScores:
+    from trainer.evaluate.counting import ripe_labels
+    from trainer.export.as_of import DayScores
+
+    root, spec = Path(job.config.rebuild.root), job.config.data
+    parts, users, items, now_users, now_items, dots, tables = [], [], [], [], [], [], []
+    for bucket in range(examples.user_buckets):
+        rows, tail = read_partition(root, examples, day, bucket), read_tail(root, examples, day, bucket)
+        then, today = (scorer.score(rows, tail, job.known_until_ms, items=True) for scorer in (past, now))
+        labels = ripe_labels(rows, {name: action.maturity_ms for name, action in spec.actions.items()}, job.known_until_ms)
+        features = {name: rows[name] for name in rows.column_names if name.startswith(FEATURE)}
+        tables.append(
+            pa.table(
+                {"user": rows["user"], "item": rows["item"], "time": rows["request_time"], WEIGHT: rows[WEIGHT]}
+                | {LABEL + name: pa.array(label_N, from_pandas=True) for name, label_N in labels.items()}
+                | features
+            )
+        )
+        parts.append(then.score_N)
+        dots.append(then.dot_N)
+        users.append(then.user_ND)
+        items.append(np.asarray(then.item_ND))
+        now_users.append(maps[0].apply(today.user_ND))
+        now_items.append(maps[1].apply(np.asarray(today.item_ND)))
+    return DayScores(
+        rows=pa.concat_tables(tables, promote_options="default").combine_chunks(),
+        scores={name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
+        dot_N=np.concatenate(dots),
+        user_ND=np.concatenate(users),
+        item_ND=np.concatenate(items),
+        now_user_ND=np.concatenate(now_users),
+        now_item_ND=np.concatenate(now_items),
+    )

@@ -7,13 +7,15 @@ its default; a failing trial of a sweep returns NaN instead of ending the others
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import math
 import os
 import signal
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,12 +216,30 @@ def _main(config_name: str, kind: type, task: Task) -> None:
     code = EXIT_DONE
     try:
         arguments = _checked_arguments(sys.argv[1:], kind)
-        code = _compose_and_run(config_name, kind, task, arguments)
+        with _own_choices(kind) if {"-h", "--help"} & set(arguments) else contextlib.nullcontext():
+            code = _compose_and_run(config_name, kind, task, arguments)
     except RewarmError as error:
         code = _report(error)
     except BrokenPipeError:  # `--help | head`: the reader has seen enough
         os._exit(EXIT_DONE)
     sys.exit(code)
+
+
+@contextlib.contextmanager
+def _own_choices(kind: type) -> Iterator[None]:
+    """Shows only the groups that a script has: Hydra's help lists every folder of ``conf/``."""
+    fields = {field.name for field in dataclasses.fields(kind)} | ({"experiment"} if kind is RetrainConfig else set())
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        choices = False
+        for line in text.getvalue().splitlines():
+            choices = (choices or line.startswith("Choices")) and not line.startswith("Values")
+            group, colon, _ = line.partition(": ")
+            if not (choices and colon and group.isidentifier() and group not in fields):
+                print(line)
 
 
 def _compose_and_run(config_name: str, kind: type, task: Task, arguments: list[str]) -> int:

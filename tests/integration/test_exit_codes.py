@@ -204,9 +204,14 @@ def test_release_operations_on_an_empty_registry(tmp_path):
     one_message(script("release", f"registry.root={tmp_path}/registry", "action=rollback"), 4, "roll back")
 
 
-@pytest.mark.parametrize("name", ["retrain", "train", "scan", "gate", "release", "simulate"])
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py") if "trainer.commands" in path.read_text())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help_is_quick_and_says_how(name):
     begin = time.perf_counter()
     result = script(name, "--help")
-    assert result.returncode == 0 and "python scripts/" in result.stdout
+    assert result.returncode == 0 and f"python scripts/{name if name != 'train' else 'retrain'}.py" in result.stdout
+    assert "exit codes" in result.stdout
+    assert ("simulation:" in result.stdout) == (name == "simulate"), "only the groups that a script has"
     assert time.perf_counter() - begin < 20  # about one second on a quiet machine; generous for a busy one

@@ -8,13 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 DATA, DICTIONARY = 0, 2  # parquet-format PageType; 3 is a data page of version 2
 
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
 _INTEGERS = (4, 5, 6)
+_DATA_HEADER, _STATISTICS = 5, 5  # fields of PageHeader and DataPageHeader
 _MAX_DEPTH = 8
+
+# The format's structs: field -> types that it may have, or the struct in it.
+_Shape: TypeAlias = "dict[int, Any]"
+_NUMBER, _LEVELS, _BYTES, _FLAG = (5, 6), (5,), (_BINARY,), (_TRUE, _FALSE)
+_LEVEL_ENCODINGS = (3, 4)  # RLE, and BIT_PACKED of old writers
+_VALUE_STATISTICS: _Shape = {1: _BYTES, 2: _BYTES, 3: _NUMBER, 4: _NUMBER, 5: _BYTES, 6: _BYTES, 7: _FLAG, 8: _FLAG, 9: _NUMBER}
+_PAGE_HEADER: _Shape = {
+    1: _NUMBER, 2: _NUMBER, 3: _NUMBER, 4: _NUMBER,
+    5: {1: _NUMBER, 2: _NUMBER, 3: _LEVELS, 4: _LEVELS, 5: _VALUE_STATISTICS},
+    6: {},
+    7: {1: _NUMBER, 2: _NUMBER, 3: _FLAG},
+    8: {1: _NUMBER, 2: _NUMBER, 3: _NUMBER, 4: _NUMBER, 5: _NUMBER, 6: _NUMBER, 7: _FLAG, 8: _VALUE_STATISTICS},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,8 +103,53 @@ def read_struct(data: bytes, offset: int) -> tuple[dict[int, int], dict[int, tup
     Raises:
         ValueError: If the bytes are no struct.
     """
-    values: dict[int, int] = {}
-    spans: dict[int, tuple[int, int]] = {}
+    fields, end = _fields(data, offset)
+    spans = {field: (begin, after) for field, (kind, begin, after) in fields.items() if kind in _INTEGERS}
+    return {field: _signed(_varint(data, begin)[0]) for field, (begin, _) in spans.items()}, spans, end
+
+
+def page_statistics(data: bytes, page: Page) -> dict[int, bytes | int]:
+    """Returns the statistics in the header of a data page by field: 1 and 5 largest value, 2 and 6 smallest, 3 nulls.
+
+    Raises:
+        ValueError: If the header is damaged.
+    """
+    place = page.start
+    found: dict[int, bytes | int] = {}
+    for field in (_DATA_HEADER, _STATISTICS):
+        fields, _ = _fields(data, place)
+        if field not in fields:
+            return {}
+        place = fields[field][1]
+    for field, (kind, begin, end) in _fields(data, place)[0].items():
+        if kind == _BINARY:
+            found[field] = data[_varint(data, begin)[1] : end]
+        elif kind in _INTEGERS:
+            found[field] = _signed(_varint(data, begin)[0])
+    return found
+
+
+def well_formed(data: bytes, page: Page) -> bool:
+    """Tells whether a page header has only the fields of the format, with their types and believable encodings of levels."""
+    try:
+        return _fits(data, page.start, _PAGE_HEADER)
+    except ValueError:
+        return False
+
+
+def _fits(data: bytes, offset: int, shape: _Shape) -> bool:
+    return all(_fits_one(data, kind, begin, shape.get(field, ())) for field, (kind, begin, _) in _fields(data, offset)[0].items())
+
+
+def _fits_one(data: bytes, kind: int, begin: int, wanted: _Shape | tuple[int, ...]) -> bool:
+    if isinstance(wanted, dict):
+        return kind == _STRUCT and _fits(data, begin, wanted)
+    return kind in wanted and (wanted is not _LEVELS or _signed(_varint(data, begin)[0]) in _LEVEL_ENCODINGS)
+
+
+def _fields(data: bytes, offset: int) -> tuple[dict[int, tuple[int, int, int]], int]:
+    """Returns field number -> (type, first, past-the-end offset) of a struct, and the offset behind it."""
+    fields: dict[int, tuple[int, int, int]] = {}
     field, place = 0, offset
     try:
         while head := data[place]:
@@ -100,15 +159,11 @@ def read_struct(data: bytes, offset: int) -> tuple[dict[int, int], dict[int, tup
             else:
                 number, place = _varint(data, place)
                 field = _signed(number)
-            begun = place
-            if kind in _INTEGERS:
-                number, place = _varint(data, place)
-                values[field], spans[field] = _signed(number), (begun, place)
-            else:
-                place = _skip(data, place, kind, 0)
+            begun, place = place, _skip(data, place, kind, 0)
+            fields[field] = (kind, begun, place)
     except IndexError as error:
         raise ValueError(f"a struct at {offset} runs out of the file") from error
-    return values, spans, place + 1
+    return fields, place + 1
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:

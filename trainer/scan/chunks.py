@@ -6,6 +6,7 @@ header that claims to unpack to gigabytes (such a chunk is never handed to the d
 
 from __future__ import annotations
 
+import struct
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from trainer.logs.decode import DECODE_ERRORS, read_chunks
-from trainer.logs.pages import DICTIONARY, Page, chunk_pages, chunk_span
+from trainer.logs.pages import DICTIONARY, Page, chunk_pages, chunk_span, page_statistics, well_formed
 
 _SLACK = 1 << 16  # bytes by which the sum in the footer may fall short of its pages
+_FORMS = {"BOOLEAN": "<?", "INT32": "<i", "INT64": "<q", "FLOAT": "<f", "DOUBLE": "<d", "BYTE_ARRAY": "s"}
 _ZEROS = 256  # a run of zeros this long in a damaged page is a lost sector, not a flipped bit
 
 
@@ -45,6 +47,52 @@ def damaged_chunks(data: bytes, opened: pq.ParquetFile, group: int, columns: lis
     if not _readable(opened, group, rest):
         found |= {name: _diagnosed(data, opened, group, name) for name in rest if not _readable(opened, group, [name])}
     return found
+
+
+def misfit_chunks(data: bytes, opened: pq.ParquetFile, group: int, columns: list[str]) -> dict[str, ChunkDamage]:
+    """Finds chunks whose page headers contradict themselves or the footer: no checksum covers a header.
+
+    Only for a file that is known to have changed and whose pages are all sound: what is found here is where it changed.
+
+    Args:
+        data: Bytes of the file.
+        opened: The same, opened.
+        group: Row group.
+        columns: Columns to look at.
+    """
+    found = {}
+    for name in columns:
+        if any(_contradicts(data, chunk) for chunk in _chunks(opened, group, name)):
+            found[name] = _damage(opened, group, name, "bit_flip_page", "the header of a page contradicts the footer")
+    return found
+
+
+def _contradicts(data: bytes, chunk: Any) -> bool:
+    try:
+        pages = list(chunk_pages(data, chunk))
+        if not all(well_formed(data, page) for page in pages):
+            return True
+        pages = [page for page in pages if page.kind != DICTIONARY]
+        headers = [page_statistics(data, page) for page in pages]
+    except ValueError:
+        return True
+    if any(header[old] != header[new] for header in headers for old, new in ((1, 5), (2, 6)) if old in header and new in header):
+        return True
+    if len(pages) != 1 or chunk.statistics is None or not headers[0]:
+        return False
+    said, header, form = chunk.statistics, headers[0], _FORMS.get(chunk.physical_type)
+    pairs = [(header.get(3), said.null_count if said.has_null_count else None)]
+    if said.has_min_max:
+        low, high = _raw(said.min_raw, form), _raw(said.max_raw, form)
+        pairs += [(header.get(2), low), (header.get(6), low), (header.get(1), high), (header.get(5), high)]
+    return any(mine is not None and theirs is not None and mine != theirs for mine, theirs in pairs)
+
+
+def _raw(value: Any, form: str | None) -> bytes | None:
+    """Returns a physical value in the bytes in which Parquet stores it."""
+    if form is None:
+        return None
+    return value if isinstance(value, bytes) else struct.pack(form, value)
 
 
 def rows_by_chunks(opened: pq.ParquetFile) -> int:

@@ -22,7 +22,7 @@ from trainer.logs.decode import DECODE_ERRORS, carries_checksums, healthy_rows, 
 from trainer.logs.normalise import normalise
 from trainer.logs.roles import CRITICAL, source_columns, tick_units
 from trainer.logs.treat import treat
-from trainer.scan.chunks import ChunkDamage, damaged_chunks, rows_by_chunks
+from trainer.scan.chunks import ChunkDamage, damaged_chunks, misfit_chunks, rows_by_chunks
 from trainer.scan.summary import FileState, file_state
 from trainer.schema.health import CellRule, Fault, FileHealth
 from trainer.schema.logs import LogSpec
@@ -192,20 +192,16 @@ def _envelope(data: bytes) -> tuple[str, str] | None:
 def _verify_pages(source: _Source, file: FileHealth, opened: pq.ParquetFile) -> FileReport:
     day, roles = source.day, source_columns(source.spec)
     mapped = [name for name in roles if name in opened.schema_arrow.names]
-    faults, masked, dropped = [], [], []
-    for group in range(opened.num_row_groups):
-        for name, damage in damaged_chunks(source.data, opened, group, mapped).items():
-            critical = roles[name] in CRITICAL
-            faults.append(_chunk_fault(day, file, damage, "quarantine_group" if critical else "mask"))
-            if critical:
-                dropped.append(group)
-            else:
-                masked.append((group, name))
-    file = replace(
-        file, checksummed=carries_checksums(source.data, opened, [(fault.row_group or 0, fault.feature or "") for fault in faults])
-    )
+    damages = _damages(source, opened, mapped)
+    faults = [_chunk_fault(day, file, damage, "quarantine_group" if roles[damage.column] in CRITICAL else "mask") for damage in damages]
+    dropped = [damage.group for damage in damages if roles[damage.column] in CRITICAL]
+    masked = [(damage.group, damage.column) for damage in damages if roles[damage.column] not in CRITICAL]
+    apart = [(damage.group, damage.column) for damage in damages]
+    file = replace(file, checksummed=carries_checksums(source.data, opened, apart))
     if source.altered and not faults and file.checksummed:
-        faults = _damaged_elsewhere(source, file, opened, mapped)
+        # Damage in columns that nobody reads costs nothing, but explains why the file's hash changed.
+        others = [name for name in opened.schema_arrow.names if name not in mapped]
+        faults = [_chunk_fault(day, file, damage, "count") for damage in _damages(source, opened, others)]
     if source.altered and not (file.checksummed and faults):
         # Checksums do not cover the footer: a changed file is trusted only where a failing page explains the change.
         return _set_aside(day, file, "hash_mismatch", f"sha256 {file.sha256[:12]}... is not the manifest's")
@@ -218,12 +214,13 @@ def _verify_pages(source: _Source, file: FileHealth, opened: pq.ParquetFile) -> 
     return _verify_rows(source, file, table, faults, lost)
 
 
-def _damaged_elsewhere(source: _Source, file: FileHealth, opened: pq.ParquetFile, mapped: list[str]) -> list[Fault]:
-    """Returns damage in columns that nobody reads: it costs nothing, but explains why the file's hash changed."""
-    others = [name for name in opened.schema_arrow.names if name not in mapped]
-    groups = range(opened.num_row_groups) if others else ()
-    damages = [damage for group in groups for damage in damaged_chunks(source.data, opened, group, others).values()]
-    return [_chunk_fault(source.day, file, damage, "count") for damage in damages]
+def _damages(source: _Source, opened: pq.ParquetFile, columns: list[str]) -> list[ChunkDamage]:
+    """Returns the column chunks that cannot be read; in a changed file without any, those whose page headers do not fit."""
+    groups = range(opened.num_row_groups) if columns else ()
+    unreadable = [damage for group in groups for damage in damaged_chunks(source.data, opened, group, columns).values()]
+    if unreadable or not source.altered:
+        return unreadable
+    return [damage for group in groups for damage in misfit_chunks(source.data, opened, group, columns).values()]
 
 
 def _chunk_fault(day: str, file: FileHealth, damage: ChunkDamage, action: str) -> Fault:

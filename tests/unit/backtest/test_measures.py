@@ -39,6 +39,7 @@ def test_reaching_is_stricter_than_staying():
 
 def test_nan_is_never_within_reach():
     assert not compute_until(curve((10, math.nan, "end")), 0.002, 0.002, 100).reached
+    assert not compute_until(curve((10, 0.0), (30, math.nan, "end")), 0.002, 0.002, 100).reached, "nor is a night that ends with it"
 
 
 @pytest.mark.parametrize("points", [[], curve((10, 0.0))])

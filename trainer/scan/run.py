@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
 
 from trainer.config import ScanConfig, ScanRunConfig
 from trainer.errors import ConfigError, DataError, nearest
+from trainer.logs.deliver import delivered
 from trainer.logs.layout import DayFolder, day_folder, discover_days
-from trainer.logs.normalise import EARLIEST_MS
+from trainer.logs.normalise import EARLIEST_MS, normalise
 from trainer.logs.roles import source_columns
 from trainer.scan.examine import Examined, Memory, examine_day, remember
 from trainer.scan.judge import Deliveries, Past, check_budget, gaps, judge_day, missing_day, untold_day
@@ -16,13 +21,15 @@ from trainer.scan.ledger import write_scan
 from trainer.scan.read import Reading
 from trainer.scan.respond import Response, repairs_of, respond
 from trainer.scan.show import print_health
-from trainer.scan.summary import binary_actions, monitored
+from trainer.scan.summary import binary_actions, monitored, ranked_by
 from trainer.scan.verify import FileReport, lost_file
 from trainer.scan.workers import ReaderPool
 from trainer.schema.expression import columns_of
 from trainer.schema.health import DayHealth, HealthMap
 from trainer.schema.logs import LogSpec
 from trainer.schema.time import day_start_ms
+
+Scorer = Callable[[str, pa.Table], Mapping[str, np.ndarray]]
 
 
 def run(config: ScanRunConfig) -> HealthMap:
@@ -43,13 +50,15 @@ def run(config: ScanRunConfig) -> HealthMap:
     return health
 
 
-def scan(spec: LogSpec, days: list[str], config: ScanConfig) -> HealthMap:
+def scan(spec: LogSpec, days: list[str], config: ScanConfig, scorer: Scorer | None = None) -> HealthMap:
     """Verifies and judges days of a log.
 
     Args:
         spec: The log.
         days: Days to scan. Days between the first and the last without a folder are reported as missing.
         config: Policy.
+        scorer: Production, where the log does not carry its scores: (day, normalised events of one file) -> action -> score of
+            every row. Logged scores are used where it is not given, and a counting model where there are none.
 
     Returns:
         The verdict on every day, in order.
@@ -63,13 +72,13 @@ def scan(spec: LogSpec, days: list[str], config: ScanConfig) -> HealthMap:
     _check_repairs(spec, config)
     with ReaderPool(config.workers, config.read_deadline_s, config.memory_limit_gb, config.retries) as pool:
         reading = Reading.begin(spec, config, folders, pool)
-        verdicts = _judged(reading, folders, absent)
+        verdicts = _judged(reading, folders, absent, scorer)
     reading.store.close()
     _check_releases(verdicts, config)
     return HealthMap(days=verdicts, types=reading.expected.types)
 
 
-def _judged(reading: Reading, folders: list[DayFolder], absent: set[str]) -> dict[str, DayHealth]:
+def _judged(reading: Reading, folders: list[DayFolder], absent: set[str], scorer: Scorer | None) -> dict[str, DayHealth]:
     spec, config, roles = reading.spec, reading.config, source_columns(reading.spec)
     actions = {name: column for name, columns in binary_actions(spec).items() for column in columns}
     memory, past, verdicts = Memory.of(config), Past(), {}
@@ -78,7 +87,7 @@ def _judged(reading: Reading, folders: list[DayFolder], absent: set[str]) -> dic
         if day in absent or folder.manifest_error is not None:
             verdicts[day] = missing_day(day) if day in absent else untold_day(folder)
             continue
-        reports = _only_listed(folder, found)
+        reports = [_scored(reading, day, report, scorer) if scorer else report for report in _only_listed(folder, found)]
         examined = examine_day(spec, day, reading.expected.types, reports, memory, config)
         response = _response(reading, day, examined)
         verdict, deliveries = judge_day(folder, _treated(reading, folder, reports, response), response, roles, past, config)
@@ -87,6 +96,15 @@ def _judged(reading: Reading, folders: list[DayFolder], absent: set[str]) -> dic
         remember(memory, examined, {*response.accused, *verdict.masked_columns}, actions, healthy)
         past = _later(past, day, verdict.used, deliveries, spec) if healthy else past
     return verdicts
+
+
+def _scored(reading: Reading, day: str, report: FileReport, scorer: Scorer) -> FileReport:
+    """Lets production rank a file's labels."""
+    if report.file.quarantined or not report.state.rows:
+        return report
+    health = DayHealth(status="ok", files=[], rules=repairs_of(day, reading.config))
+    events = normalise(delivered(reading.spec, report.file, health, reading.expected.types), reading.spec, day).table
+    return replace(report, state=ranked_by(report.state, events, scorer(day, events)))
 
 
 def _response(reading: Reading, day: str, examined: Examined) -> Response:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
+from trainer.errors import DataError
 from trainer.logs.conform import REAL
 from trainer.logs.roles import EXTRA, FEATURE, KEY, LABEL, REQUIRED, source_columns
 from trainer.logs.values import categorical_columns
@@ -125,6 +126,26 @@ def file_state(spec: LogSpec, types: Mapping[str, str], day: str, conformed: pa.
         entity_bins=np.stack([_bins(hash_N[::step]) for hash_N in (user_N, item_N, *_context(spec, columns))]),
         labels={name: label_N[::step] for name, label_N in labels.items()},
     )
+
+
+def ranked_by(state: FileState, events: pa.Table, scores: Mapping[str, np.ndarray]) -> FileState:
+    """Replaces the rankings of a file by those of other scores: production's on a day whose log does not carry them.
+
+    Args:
+        state: The file's state.
+        events: Its rows, normalised.
+        scores: Action -> score of every row.
+
+    Raises:
+        DataError: If an action has another number of scores than the file has rows.
+    """
+    for action, score_N in scores.items():
+        if len(score_N) != len(events):
+            raise DataError("injected scores do not fit the rows", where=action, got=len(score_N), expected=len(events))
+    found = {
+        action: rank(np.asarray(scores[action], np.float64), _label(events, action)) for action in scores if action in state.label_hours
+    }
+    return replace(state, rankings={action: ranking for action, ranking in found.items() if ranking is not None})
 
 
 def day_state(states: Sequence[FileState]) -> FileState:

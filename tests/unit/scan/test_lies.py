@@ -131,6 +131,28 @@ def test_a_flip_at_a_base_rate_of_one_half_is_refused_although_no_mean_moves(roo
     assert (health.days[LAST].used, health.days[LAST].dropped) == (0, ROWS)
 
 
+def test_injected_scores_find_what_the_log_cannot_tell(root, inline):
+    """No logged scores, and nothing to count: every user and item is new every day. Production itself still knows."""
+    from tests.unit.scan.conftest import scan_run
+
+    def alone(day, flip=False):
+        table = events(day, base=-0.17)
+        fresh = np.arange(ROWS) + 10_000 * DAYS.index(day)
+        table = with_column(with_column(table, "user", fresh), "item", fresh)
+        return with_column(table, "click", (1 - table["click"].to_numpy()).astype(np.int8)) if flip else table
+
+    for day in DAYS:
+        write(root, day, alone(day, flip=day == LAST))
+    spec = specification(root, logged_scores={}, features={"price": ColumnSpec(kind="numeric")})
+    scores = {day: alone(day)["score"].to_numpy() for day in DAYS}
+    blind = scan_run.scan(spec, DAYS, ScanConfig())
+    assert blind.days[LAST].status == "ok"
+    health = scan_run.scan(spec, DAYS, ScanConfig(), scorer=lambda day, rows: {"click": scores[day][rows["row"].to_numpy()]})
+    assert only(health, "label_flip", "click").action == "refuse_day"
+    with pytest.raises(DataError, match="do not fit the rows"):
+        scan_run.scan(spec, DAYS, ScanConfig(), scorer=lambda day, rows: {"click": np.zeros(3)})
+
+
 def test_noise_in_labels_is_refused_and_damaged_scores_are_not(judge, root):
     noisy = judge({LAST: column("click", lambda y: np.where(RNG.random(len(y)) < 0.2, 1 - y, y).astype(np.int8))})
     assert only(noisy, "label_noise", "click").action == "refuse_day"

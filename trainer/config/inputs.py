@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from trainer.errors import ConfigError
 from trainer.schema.time import parse_day
-from trainer.schema.validate import choice, positive
+from trainer.schema.validate import choice, positive, share
 
 # Kinds whose answer is a decision: a released one is told and nothing is done. What does not decode cannot be released.
 RELEASABLE = (
@@ -127,9 +127,12 @@ class RebuildConfig:
         user_buckets: Partitions of a day by user.
         entity_buckets: Partitions of the entity pass.
         workers: Processes of the local pool.
-        engine: ``local``.
+        engine: ``local`` (a pool of processes), or ``ray``: the same tasks on the cluster that RAY_ADDRESS names, else on `workers`
+            CPUs of this machine; same bytes.
         audit_rows: Random rows that the brute-force oracle recomputes after every rebuild; a difference stops the run.
         leak_alarm: Whether a single feature that ranks a label too well stops the run.
+        coverage_floor: A counter is masked where damage leaves less than this share of its window to count; 0 never masks. A
+            counter's own `coverage_floor` goes first. Time before the log begins is no damage.
         compression: Codec of the examples.
     """
 
@@ -140,7 +143,9 @@ class RebuildConfig:
     engine: str = "local"
     audit_rows: int = 32
     leak_alarm: bool = True
+    coverage_floor: float = 0.5
     compression: str = "zstd"
 
     def __post_init__(self) -> None:
-        choice("rebuild.engine", self.engine, ("local",))
+        choice("rebuild.engine", self.engine, ("local", "ray"))
+        share("rebuild.coverage_floor", self.coverage_floor)

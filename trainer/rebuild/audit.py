@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from trainer.errors import DataError
 from trainer.rebuild.context import Context
-from trainer.rebuild.counters import all_primitives, window_names
+from trainer.rebuild.counters import all_primitives
+from trainer.rebuild.coverage import DayShare, coverage_features
 from trainer.rebuild.entities import column_of, columns_needed
 from trainer.rebuild.events import read_many
 from trainer.rebuild.oracle import Oracle
@@ -22,14 +23,14 @@ AUDIT_DAYS = 2  # the oracle reads whole windows of events, so rows are drawn fr
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-5  # features are float32
 
 
-def audit(context: Context, days: Sequence[str], carry_in: Mapping[str, list[str]], healthy: Sequence[str], rows: int) -> int:
+def audit(context: Context, days: Sequence[str], carry_in: Mapping[str, list[str]], scanned: Sequence[DayShare], rows: int) -> int:
     """Recomputes counters and coverage of random rows.
 
     Args:
         context: The rebuild.
         days: Rebuilt days.
         carry_in: Day -> source days that its windows reach.
-        healthy: Healthy source days.
+        scanned: What scan left of each day.
         rows: Rows to recompute.
 
     Returns:
@@ -46,24 +47,34 @@ def audit(context: Context, days: Sequence[str], carry_in: Mapping[str, list[str
     audited = 0
     for day in chosen:
         table = _sample(context, str(day), -(-rows // len(chosen)), random)
-        known = [other for other in healthy if other <= day]
+        known = [share for share in scanned if share.day <= day]
         columns = columns_needed(all_primitives(context.counters.values()))
         events = read_many(context, carry_in[str(day)], range(context.user_buckets), columns)
-        compare(table, Oracle(events, context.spec, context.counters, known), window_names(context.counters.values()), str(day))
+        compare(table, Oracle(events, context.spec, context.counters, known, context.coverage_floor), coverages(context), str(day))
         audited += len(table)
     return audited
 
 
-def compare(rows: pa.Table, oracle: Oracle, windows: Mapping[str, int], day: str) -> None:
+def coverages(context: Context) -> dict[str, tuple[int, tuple[str, ...]]]:
+    """Returns the coverage features of a rebuild: window (ms) and columns of each."""
+    return coverage_features(context.counters.values(), context.spec) if context.features.coverage else {}
+
+
+def compare(rows: pa.Table, oracle: Oracle, covered: Mapping[str, tuple[int, tuple[str, ...]]], day: str) -> None:
     """Compares features of rows with the oracle's.
+
+    Args:
+        rows: Rows of one day.
+        oracle: What the definitions say.
+        covered: Coverage features: window (ms) and columns of each.
+        day: The day, for the message.
 
     Raises:
         DataError: At the first difference, naming feature, row, got and expected.
     """
     for row in rows.to_pylist():
         expected = dict(oracle.features(row))
-        if windows and f"{FEATURE}coverage_{next(iter(windows))}" in row:
-            expected |= {f"coverage_{name}": oracle.coverage(row["request_time"], window) for name, window in windows.items()}
+        expected |= {name: oracle.coverage(row["request_time"], window, columns) for name, (window, columns) in covered.items()}
         for name, value in expected.items():
             if not _same(row[FEATURE + name], value):
                 raise DataError(
@@ -76,8 +87,7 @@ def compare(rows: pa.Table, oracle: Oracle, windows: Mapping[str, int], day: str
 def _sample(context: Context, day: str, rows: int, random: np.random.Generator) -> pa.Table:
     names = {"user", "item", "request_time", *(column_of(name) for counter in context.counters.values() for name in _names(counter))}
     features = [FEATURE + name for name in context.counters]
-    covered = [f"{FEATURE}coverage_{name}" for name in window_names(context.counters.values())] if context.features.coverage else []
-    columns = [*dict.fromkeys([*sorted(names), *features, *covered])]
+    columns = [*dict.fromkeys([*sorted(names), *features, *(FEATURE + name for name in coverages(context))])]
     tables = [read_columns(examples_path(context.folder, day, bucket), columns) for bucket in range(context.user_buckets)]
     table = pa.concat_tables(tables)
     return table.take(np.sort(random.choice(len(table), min(rows, len(table)), replace=False)))

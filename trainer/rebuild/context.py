@@ -30,6 +30,7 @@ class Context:
         compression: Codec.
         max_history: L, tokens that a tail keeps.
         as_of_ms: Knowledge cut-off: rows and outcomes known later do not exist.
+        coverage_floor: Share of a window below which a counter is masked.
     """
 
     spec: LogSpec
@@ -40,6 +41,7 @@ class Context:
     compression: str
     max_history: int
     as_of_ms: int
+    coverage_floor: float = 0.5
 
     @property
     def folder(self) -> Path:

@@ -10,7 +10,7 @@ from trainer.errors import ConfigError, nearest
 from trainer.rebuild.kernels import FIXED, NEVER, Primitive
 from trainer.schema.features import CounterSpec, FeatureSpec
 from trainer.schema.logs import LogSpec
-from trainer.schema.time import DAY_MS, HOUR_MS, MINUTE_MS
+from trainer.schema.time import HOUR_MS
 
 AUTO_WINDOW = "7d"
 AUTO_PRIORS = {"user": 5.0}  # ids of people have short histories; everything else leans on 20 pseudo-impressions
@@ -132,38 +132,3 @@ def _smoothed(counter: CounterSpec, read: Read, rows: int) -> np.ndarray:
             level_N = (sum_N / FIXED + counter.prior * estimate_N) / (known_N + counter.prior)
         estimate_N = np.where(has_key_N, level_N, estimate_N)
     return estimate_N
-
-
-def window_names(counters: Iterable[CounterSpec]) -> dict[str, int]:
-    """Returns the name of each distinct window -> its length (ms), shortest first: ``1d`` -> 86400000."""
-    return {_duration_name(window): window for window in sorted({counter.window_ms for counter in counters})}
-
-
-def _duration_name(window_ms: int) -> str:
-    for unit, size in (("d", DAY_MS), ("h", HOUR_MS), ("m", MINUTE_MS)):
-        if window_ms % size == 0:
-            return f"{window_ms // size}{unit}"
-    return f"{window_ms}ms"
-
-
-def coverage(time_N: np.ndarray, window_ms: int, start_D: np.ndarray, end_D: np.ndarray) -> np.ndarray:
-    """Returns the share of the window [t - w, t) that lies in healthy, present days.
-
-    Args:
-        time_N: Request times, int64 ms.
-        window_ms: Window.
-        start_D: First instant of each healthy day, ascending.
-        end_D: First instant after it.
-
-    Returns:
-        float32 [N] in [0, 1].
-    """
-    healthy_D1 = np.r_[0, np.cumsum(end_D - start_D)]
-
-    def healthy_before(instant_N: np.ndarray) -> np.ndarray:
-        day_N = np.searchsorted(start_D, instant_N, side="right")
-        last_N = np.maximum(day_N - 1, 0)
-        inside_N = np.minimum(instant_N, end_D[last_N]) - start_D[last_N]
-        return np.where(day_N > 0, healthy_D1[last_N] + inside_N, 0)
-
-    return ((healthy_before(time_N) - healthy_before(time_N - window_ms)) / window_ms).astype(np.float32)

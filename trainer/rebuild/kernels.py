@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
-from trainer.rebuild.order import GroupedTimes, running_max, search
+from trainer.rebuild.order import GroupedTimes, Queries, running_max
 
 FIXED = 1 << 20  # fixed-point steps to one unit of an action's value
 VALUE_LIMIT = float(1 << 31)  # an action's value is cut here before it is summed
@@ -90,20 +91,26 @@ class CounterKernel:
 
     def evaluate(self, primitives: list[Primitive], group_Q: np.ndarray, time_Q: np.ndarray) -> dict[Primitive, np.ndarray]:
         """Returns the value of each primitive at (group, time): int64 [Q]; 0, or `NEVER` for `last`, where nothing is known."""
-        entered = {action: self._enter_order(action).up_to(group_Q, time_Q) for action in {p.action for p in primitives}}
-        left = {w: self._by_event.up_to(group_Q, time_Q - w - 1) for w in {p.window_ms for p in primitives}}
+        asked = Queries(group_Q, time_Q)
+        values = self.evaluate_sorted(primitives, asked.group_U, asked.time_U)
+        return {primitive: asked.expand(value_U) for primitive, value_U in values.items()}
+
+    def evaluate_sorted(self, primitives: list[Primitive], group_U: np.ndarray, time_U: np.ndarray) -> dict[Primitive, np.ndarray]:
+        """Does what `evaluate` does where the instants are sorted by (group, time) already."""
+        entered = {action: self._enter_order(action).up_to(group_U, time_U) for action in {p.action for p in primitives}}
+        left = {w: self._by_event.up_to(group_U, time_U - w - 1) for w in {p.window_ms for p in primitives}}
         values = {}
         for primitive in primitives:
             if primitive.signal == "distinct":
-                values[primitive] = self._distinct(primitive, group_Q, time_Q)
+                values[primitive] = self._distinct(primitive, group_U, time_U)
             elif primitive.signal == "last":
-                values[primitive] = self._last(primitive, entered[primitive.action], group_Q, time_Q)
+                values[primitive] = self._last(primitive, entered[primitive.action], group_U, time_U)
             else:
                 values[primitive] = self._sum(primitive, entered[primitive.action], left[primitive.window_ms])
         return values
 
     def changes(self, primitives: list[Primitive], first_ms: int, last_ms: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns every (group, time) in [first, last] at which a primitive may change, sorted and unique."""
+        """Returns every (group, time) in [first, last] at which a primitive may change, sorted by both and unique."""
         times = [self._log.enter[action] for action in sorted({p.action for p in primitives} | {""})]
         times += [self._log.event_time_N + window + 1 for window in sorted({p.window_ms for p in primitives})]
         span = last_ms - first_ms + 1
@@ -179,20 +186,26 @@ def merged_intervals(
 
 def dense_groups(key_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the distinct keys, ascending, and the position of each entry's key among them (int64)."""
-    order_N = np.argsort(key_N, kind="stable")
-    sorted_N = key_N[order_N]
-    new_N = np.r_[True, sorted_N[1:] != sorted_N[:-1]] if len(sorted_N) else np.zeros(0, bool)
-    group_N = np.empty(len(key_N), np.int64)
-    group_N[order_N] = np.cumsum(new_N) - 1
-    return sorted_N[new_N], group_N
+    distinct_K, code_N = _coded(key_N)
+    order_K = np.argsort(distinct_K)
+    rank_K = np.empty(len(order_K), np.int64)
+    rank_K[order_K] = np.arange(len(order_K))
+    return distinct_K[order_K], rank_K[code_N]
 
 
 def group_of(keys_K: np.ndarray, key_Q: np.ndarray) -> np.ndarray:
     """Returns the position of each key in the sorted, unique `keys_K`; -1 where absent."""
     if not len(keys_K):
         return np.full(len(key_Q), -1, np.int64)
-    position_Q = np.minimum(search(keys_K, key_Q, "left"), len(keys_K) - 1)
-    return np.where(keys_K[position_Q] == key_Q, position_Q, -1)
+    distinct_D, code_Q = _coded(key_Q)
+    position_D = np.minimum(np.searchsorted(keys_K, distinct_D), len(keys_K) - 1)
+    return np.where(keys_K[position_D] == distinct_D, position_D, -1)[code_Q]
+
+
+def _coded(key_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the distinct keys in order of appearance and the number of each entry's key: a hash table, no sort of all rows."""
+    encoded = pa.array(key_N).dictionary_encode()
+    return np.asarray(encoded.dictionary), np.asarray(encoded.indices)
 
 
 def _prefix(value_N: np.ndarray) -> np.ndarray:

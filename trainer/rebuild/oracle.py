@@ -1,6 +1,6 @@
 """The brute-force oracle: recomputes features of one row from the events by the plain definition of `trainer.schema.features`.
 
-It shares no code with the kernels, the timelines or the serving rule, and it is slow on purpose: for each counter it looks at
+It shares no code with the kernels, the timelines, the coverage or the serving rule, and it is slow on purpose: for each counter it looks at
 every event and asks whether it counts.
 """
 
@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pyarrow as pa
 
+from trainer.rebuild.coverage import DayShare
 from trainer.schema.features import CounterSpec
 from trainer.schema.logs import LogSpec
 from trainer.schema.time import DAY_MS, HOUR_MS, day_end_ms, day_start_ms, parse_duration
@@ -26,16 +27,19 @@ _LARGEST = 2.0**31  # values of actions are cut here before they are summed
 class Oracle:
     """Recomputes counters of rows from normalised events, each delivered once."""
 
-    def __init__(self, events: pa.Table, spec: LogSpec, counters: Mapping[str, CounterSpec], healthy_days: Sequence[str]) -> None:
+    def __init__(
+        self, events: pa.Table, spec: LogSpec, counters: Mapping[str, CounterSpec], scanned: Sequence[DayShare], floor: float
+    ) -> None:
         """Takes the events.
 
         Args:
             events: Columns user, item, event_time, known_at, label_*, feature_* (as far as counters name them).
             spec: The log.
             counters: Feature name -> counter, all of them.
-            healthy_days: Days that were present and healthy.
+            scanned: What scan left of each day, refused days included.
+            floor: Share of a window below which a counter is masked.
         """
-        self._spec, self._counters, self._days = spec, counters, list(healthy_days)
+        self._spec, self._counters, self._days, self._floor = spec, counters, list(scanned), floor
         names = [name for name in events.column_names if name == "user" or name == "item" or name.startswith("feature_")]
         self._codes = {name: _numbered(events[name].to_pylist()) for name in names}
         self._label = {name: np.array(events[name].to_pylist(), float) for name in events.column_names if name.startswith("label_")}
@@ -50,15 +54,25 @@ class Oracle:
         """
         return {name: self._value(counter, row) for name, counter in self._counters.items()}
 
-    def coverage(self, time: int, window_ms: int) -> float:
-        """Returns the share of ``[time - window, time)`` that lies in healthy days."""
-        zone, covered = self._spec.timezone, 0
-        for day in self._days:
-            begin, end = max(day_start_ms(day, zone), time - window_ms), min(day_end_ms(day, zone), time)
-            covered += max(0, end - begin)
+    def coverage(self, time: int, window_ms: int, columns: Sequence[str] = ()) -> float:
+        """Returns the share of ``[time - window, time)`` that was delivered and not masked in `columns`."""
+        zone, covered = self._spec.timezone, 0.0
+        for share in self._days:
+            begin, end = max(day_start_ms(share.day, zone), time - window_ms), min(day_end_ms(share.day, zone), time)
+            lost = sum(1 - share.cells[name] for name in columns if name in share.cells)
+            covered += max(0, end - begin) * share.rows * (1 - min(1, lost))
         return covered / window_ms
 
+    def _masked(self, counter: CounterSpec, time: int) -> bool:
+        floor = self._floor if counter.coverage_floor is None else counter.coverage_floor
+        read = {*counter.entity, *(counter.parent or []), counter.of or ""} & set(self._spec.features)
+        begins = day_start_ms(self._days[0].day, self._spec.timezone)
+        possible = min(counter.window_ms, max(0, time - begins)) / counter.window_ms
+        return self.coverage(time, counter.window_ms, sorted(read)) < floor * possible
+
     def _value(self, counter: CounterSpec, row: Mapping[str, Any]) -> float | None:
+        if self._masked(counter, row["request_time"]):
+            return None
         if any(row[_source(name)] is None for name in counter.entity):
             return None
         if counter.kind in ("rate", "mean"):

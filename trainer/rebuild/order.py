@@ -1,13 +1,10 @@
-"""The one data structure of the kernels: entries sorted by (group, time), and counting of entries up to an instant."""
+"""The data structures of the kernels: entries sorted by (group, time), counted up to instants that are asked in the same order."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 
 _ROOM = 1 << 62
-_FEW = 4096  # queries for which sorting does not pay
 
 
 class GroupedTimes:
@@ -36,14 +33,15 @@ class GroupedTimes:
         packed_N = self._pack(group_N, time_N)
         self.order_N = np.argsort(packed_N, kind="stable")
         self._packed_N = packed_N[self.order_N]
+        self._begin_G = np.searchsorted(self._packed_N, np.arange(groups + 1) * self._span)
 
     def up_to(self, group_Q: np.ndarray, time_Q: np.ndarray) -> np.ndarray:
         """Returns how many entries of all groups sort at or before (group, time): int64 [Q]; 0 for group -1."""
-        return search(self._packed_N, self._pack(group_Q, time_Q), side="right")
+        return np.searchsorted(self._packed_N, self._pack(group_Q, time_Q), side="right")
 
     def before_group(self, group_Q: np.ndarray) -> np.ndarray:
-        """Returns how many entries sort before the group."""
-        return search(self._packed_N, group_Q * self._span, side="left")
+        """Returns how many entries sort before the group; 0 for group -1."""
+        return np.where(group_Q >= 0, self._begin_G[np.minimum(group_Q, len(self._begin_G) - 1)], 0)
 
     def _pack(self, group_N: np.ndarray, time_N: np.ndarray) -> np.ndarray:
         if self._ticks_T is not None:
@@ -53,14 +51,43 @@ class GroupedTimes:
         return group_N * self._span + offset_N
 
 
-def search(sorted_N: np.ndarray, query_Q: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
-    """Returns `np.searchsorted`, asked in ascending order: neighbours share cache lines, which is several times faster."""
-    if len(query_Q) < _FEW or bool((query_Q[1:] >= query_Q[:-1]).all()):
-        return np.searchsorted(sorted_N, query_Q, side=side)
-    order_Q = np.argsort(query_Q)
-    found_Q = np.empty(len(query_Q), np.int64)
-    found_Q[order_Q] = np.searchsorted(sorted_N, query_Q[order_Q], side=side)
-    return found_Q
+class Queries:
+    """The distinct (group, time) that are asked, ascending: neighbours share cache lines, and what many rows ask is searched once.
+
+    Attributes:
+        group_U: Group of each distinct query; -1 for an unknown key.
+        time_U: Its instant.
+    """
+
+    def __init__(self, group_Q: np.ndarray, time_Q: np.ndarray) -> None:
+        """Sorts.
+
+        Args:
+            group_Q: int64, -1 or more.
+            time_Q: int64 milliseconds.
+        """
+        packed_Q = _packed(group_Q, time_Q)
+        order_Q = np.argsort(packed_Q)
+        sorted_Q = packed_Q[order_Q]
+        first_Q = np.r_[True, sorted_Q[1:] != sorted_Q[:-1]] if len(sorted_Q) else np.zeros(0, bool)
+        self._place_Q = np.empty(len(order_Q), np.int64)
+        self._place_Q[order_Q] = np.cumsum(first_Q) - 1
+        asked_U = order_Q[first_Q]
+        self.group_U, self.time_U = group_Q[asked_U], time_Q[asked_U]
+
+    def expand(self, value_U: np.ndarray) -> np.ndarray:
+        """Returns the value of each distinct query at every row that asked it: [Q]."""
+        return value_U[self._place_Q]
+
+
+def _packed(group_N: np.ndarray, time_N: np.ndarray) -> np.ndarray:
+    """Returns one int64 that sorts like (group, time)."""
+    if not len(time_N):
+        return group_N
+    offset_N = time_N - int(time_N.min())
+    if (int(group_N.max()) + 2) * (int(offset_N.max()) + 1) >= _ROOM:
+        offset_N = np.unique(time_N, return_inverse=True)[1]
+    return group_N * (int(offset_N.max()) + 1) + offset_N
 
 
 def running_max(group_N: np.ndarray, value_N: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from pathlib import Path
 from trainer.errors import DataError
 from trainer.logs.calendar import local_day
 from trainer.rebuild.context import Context
+from trainer.rebuild.coverage import DayShare
 from trainer.rebuild.store import Record
 from trainer.rebuild.targets import Sources
 from trainer.schema.hashing import sha256_file, sha256_json
@@ -32,11 +33,13 @@ class SourceDays:
         days: Healthy days in order.
         ingested: Day -> record of its ingestion.
         keys: Day -> key of its events as a reader at this cut-off sees them.
+        scanned: What scan left of each day up to the last wanted one, refused days included.
     """
 
     days: list[str]
     ingested: Mapping[str, Record]
     keys: Mapping[str, str]
+    scanned: list[DayShare]
 
     def rows(self, days: Sequence[str]) -> int:
         """Returns the number of rows of some days."""
@@ -110,7 +113,7 @@ def sources_of(context: Context, source: SourceDays, run: Sequence[str]) -> Sour
         calendar=days_between(local_day(first_request, zone), run[-1]),
         # A candidate enters when it becomes known, however long ago it happened, so the pool reaches back by knowledge.
         pool=[day for day in upto if int(source.ingested[day].facts["last_ripe"]) >= first - context.negatives_window_ms],
-        healthy=upto,
+        scanned=[share for share in source.scanned if share.day <= run[-1]],
     )
 
 
@@ -131,7 +134,7 @@ def examples_key(context: Context, source: SourceDays, day: str) -> str:
     sources = sources_of(context, source, [day])
     inputs = [source.keys[other] for other in sorted({*sources.carry_in, *sources.pool})]
     timelines = [timeline_key(context, source, calendar) for calendar in sources.calendar]
-    return context.key("examples", day, inputs, timelines, _reached_days(context, sources, day))
+    return context.key("examples", day, inputs, timelines, context.coverage_floor, _reached_days(context, sources))
 
 
 def tail_keys(context: Context, source: SourceDays) -> dict[str, str]:
@@ -170,10 +173,11 @@ def runs_of(days: Sequence[str], order: Sequence[str], rows: Mapping[str, int]) 
     return runs
 
 
-def _reached_days(context: Context, sources: Sources, day: str) -> list[str]:
-    """Returns the healthy days that coverage can see from `day`: a day that was refused then and repaired now changes it."""
-    reach = day_start_ms(sources.calendar[0], context.spec.timezone) - context.max_window_ms
-    return [other for other in sources.healthy if day_start_ms(other, context.spec.timezone) >= reach - 2 * 86_400_000 and other <= day]
+def _reached_days(context: Context, sources: Sources) -> list[object]:
+    """Returns what coverage can see: the health of the days in reach, and where the log begins if that is in reach too."""
+    zone = context.spec.timezone
+    reach = local_day(day_start_ms(sources.calendar[0], zone) - context.max_window_ms, zone)
+    return [max(reach, sources.scanned[0].day), *(as_plain(share) for share in sources.scanned if share.day >= reach)]
 
 
 def _hash_beside(path: Path) -> str:

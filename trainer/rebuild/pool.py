@@ -1,40 +1,30 @@
-"""Runs tasks: in this process, or in a local pool of processes; results in order either way."""
+"""Runs the tasks of a step and says how far it is: a live bar where a person watches, else a line now and then."""
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-ROWS_A_WORKER = 400_000  # starting a process costs about a second; fewer rows are done sooner here
+from trainer.rebuild.engines import Engine, Task
 
-
-@dataclass(frozen=True)
-class Task:
-    """A call of a module-level function.
-
-    Attributes:
-        function: The function; it and its arguments cross process borders.
-        arguments: Its arguments.
-        rows: Rows it handles, for the progress line.
-    """
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    rows: int = 0
+LINE_S = 20.0  # between two lines in a log
 
 
 class Pool:
-    """Local workers, started when first needed; one progress line when a person watches."""
+    """An engine with progress."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._executor: ProcessPoolExecutor | None = None
+    def __init__(self, engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Takes an engine.
+
+        Args:
+            engine: Where tasks run; closed with the pool.
+            clock: Seconds, for the lines.
+        """
+        self._engine = engine
+        self._clock = clock
         self._progress = Progress(
             TextColumn("rebuild {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(), TimeRemainingColumn(), transient=True,
@@ -48,8 +38,7 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         if self._progress.console.is_terminal:
             self._progress.stop()
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+        self._engine.close()
 
     def run(self, name: str, tasks: Sequence[Task]) -> list[Any]:
         """Runs tasks and returns their results in order.
@@ -59,24 +48,35 @@ class Pool:
         """
         if not tasks:
             return []
-        line = self._progress.add_task(name, total=len(tasks), rate="")
-        results, rows, begun = [], 0, time.monotonic()
-        for task, result in zip(tasks, self._results(tasks), strict=True):
+        bar = self._progress.add_task(name, total=len(tasks), rate="")
+        results, rows, begun = [], 0, self._clock()
+        told = begun
+        for task, result in zip(tasks, self._engine.results(tasks), strict=True):
             results.append(result)
             rows += task.rows
-            self._progress.update(line, advance=1, rate=f"{rows / (time.monotonic() - begun):,.0f} rows/s")
-        self._progress.remove_task(line)
+            now = self._clock()
+            self._progress.update(bar, advance=1, rate=f"{rows / max(now - begun, 1e-3):,.0f} rows/s")
+            if now - told >= LINE_S and len(results) < len(tasks) and not self._progress.console.is_terminal:
+                print(f"{'rebuild':<11}{progress_line(name, tasks, len(results), now - begun)}", flush=True)
+                told = now
+        self._progress.remove_task(bar)
         return results
 
-    def _results(self, tasks: Sequence[Task]) -> Iterator[Any]:
-        rows = sum(task.rows for task in tasks)
-        if self._executor is None and (min(self._workers, len(tasks)) <= 1 or rows < ROWS_A_WORKER):
-            return (task.function(*task.arguments) for task in tasks)
-        if self._executor is None:
-            # spawn: a forked child would inherit the locks of threads that it does not have
-            self._executor = ProcessPoolExecutor(self._workers, mp_context=multiprocessing.get_context("spawn"))
-        return self._executor.map(_call, tasks)
+
+def progress_line(name: str, tasks: Sequence[Task], done: int, seconds: float) -> str:
+    """Returns how far a step is and when it will be done, by rows; by tasks where they are not counted.
+
+    Args:
+        name: The step.
+        tasks: All its tasks.
+        done: How many of the first are done; at least one.
+        seconds: Since it began; more than 0.
+    """
+    rows, total = sum(task.rows for task in tasks[:done]), sum(task.rows for task in tasks)
+    share = rows / total if rows else done / len(tasks)
+    left = round(seconds * (1 - share) / share)
+    return f"{name}: {done} of {len(tasks)} tasks, {rows:,} of {total:,} rows, {rows / seconds:,.0f} rows/s, {_clock_time(left)} left"
 
 
-def _call(task: Task) -> Any:
-    return task.function(*task.arguments)
+def _clock_time(seconds: int) -> str:
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

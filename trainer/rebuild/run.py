@@ -10,10 +10,12 @@ from trainer.errors import DataError
 from trainer.rebuild import plan
 from trainer.rebuild.audit import audit
 from trainer.rebuild.context import Context
+from trainer.rebuild.coverage import day_share
+from trainer.rebuild.engines import Task, engine_of
 from trainer.rebuild.events import ingest, mark_repeats
 from trainer.rebuild.plan import SourceDays
-from trainer.rebuild.pool import Pool, Task
-from trainer.rebuild.store import Record, finished
+from trainer.rebuild.pool import Pool
+from trainer.rebuild.store import Record, finished, owned
 from trainer.rebuild.tails import TailPlan, final_record_name, item_features, write_tails
 from trainer.rebuild.targets import categorical_names, numeric_names, write_examples
 from trainer.rebuild.timelines import record_name, write_timelines
@@ -63,10 +65,11 @@ def rebuild(
         DataError: If no day is left, a file changed since the scan, the disk refuses, or the audit finds a wrong feature.
     """
     context = Context(
-        spec, features, config.root, config.user_buckets, config.entity_buckets, config.compression, max_history, as_of_ms
-    )
+        spec, features, config.root, config.user_buckets, config.entity_buckets, config.compression, max_history, as_of_ms,
+        config.coverage_floor,
+    )  # fmt: skip
     wanted = _wanted(health, days)
-    with Pool(config.workers) as pool:
+    with owned(context.folder), Pool(engine_of(config.engine, config.workers)) as pool:
         source = _ingest(context, health, wanted[-1], pool)
         repeats = _repeats(context, source, pool)
         _timelines(context, source, wanted, pool)
@@ -74,7 +77,7 @@ def rebuild(
         tails, finals = _tails(context, source, wanted, pool)
         _vocabularies(context, [day for day in vocabulary_days if day in wanted], pool)
     reach = {day: plan.sources_of(context, source, [day]).carry_in for day in wanted}
-    audit(context, wanted, reach, source.days, config.audit_rows)
+    audit(context, wanted, reach, source.scanned, config.audit_rows)
     manifest = ExamplesManifest(
         declarations_sha256=context.declarations_sha256,
         user_buckets=context.user_buckets,
@@ -115,7 +118,8 @@ def _ingest(context: Context, health: HealthMap, last: str, pool: Pool) -> Sourc
     tasks = [Task(ingest, (context, day, health.days[day], health.types, keys[day]), health.days[day].rows) for day in pending]
     records = dict(zip(pending, pool.run("events", tasks), strict=True))
     ingested = {day: done[day] or records[day] for day in days}
-    return SourceDays(days, ingested, plan.events_keys(context, days, ingested))
+    shares = [day_share(context.spec, day, health.days[day]) for day in sorted(health.days) if day <= last]
+    return SourceDays(days, ingested, plan.events_keys(context, days, ingested), shares)
 
 
 def _repeats(context: Context, source: SourceDays, pool: Pool) -> dict[str, int]:

@@ -10,7 +10,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.errors import DataError
-from trainer.schema.files import sync
+from trainer.schema.files import locked, sync
 from trainer.schema.hashing import sha256_file
 from trainer.schema.plain import as_plain, from_plain
+
+TEMPORARY = ".tmp"  # ends the name of a file that is being written
+PATIENCE_S = 4 * 3600.0  # runs of a sweep that share a folder take turns
 
 
 @dataclass(frozen=True)
@@ -55,22 +59,25 @@ def write_table(path: Path, table: pa.Table, compression: str) -> str:
 def write_work(path: Path, table: pa.Table) -> str:
     """Writes a table that only this rebuild reads, for speed: no dictionary, light codec, no flush.
 
-    A power loss may leave it torn; its record then does not match, and the task runs again.
+    A power loss may leave it torn; its record then does not match, and the task runs again. It is not read back either: whoever
+    reads it verifies its pages.
     """
     return _write(path, table, durable=False, compression="lz4", use_dictionary=False, write_statistics=False)
 
 
 def _write(path: Path, table: pa.Table, durable: bool, **options: Any) -> str:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, temporary, write_page_checksum=True, **options)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, write_page_checksum=True, **options)
+        meant = sink.getvalue()
+        temporary.write_bytes(meant)
         if durable:
             sync(temporary)
-        written = temporary.read_bytes()
-        if pq.ParquetFile(io.BytesIO(written)).metadata.num_rows != len(table):
-            raise OSError("the file does not hold the rows that were written")
-        digest = hashlib.sha256(written).hexdigest()
+            if temporary.read_bytes() != meant.to_pybytes():
+                raise OSError("the file does not hold the bytes that were written")
+        digest = hashlib.sha256(meant).hexdigest()
         temporary.replace(path)
     except OSError as error:
         raise DataError(
@@ -85,7 +92,7 @@ def _write(path: Path, table: pa.Table, durable: bool, **options: Any) -> str:
 def finish(root: Path, name: str, record: Record) -> Record:
     """Writes the record of a task, last of all its files."""
     path = _record_path(root, name)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(as_plain(record), sort_keys=True))  # not flushed: a torn record is a task to run again
@@ -104,6 +111,30 @@ def finished(root: Path, name: str, key: str) -> Record | None:
     if record.key != key or any(not _intact(root / path, digest) for path, digest in record.files.items()):
         return None
     return record
+
+
+@contextmanager
+def owned(root: Path) -> Iterator[None]:
+    """Keeps other rebuilds out of a folder while one works there, and removes what killed ones were writing.
+
+    Raises:
+        DataError: If the folder cannot be used, or another rebuild does not leave it.
+    """
+    lock = root / ".lock"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        raise DataError("cannot write to the folder of the rebuild", where=root, got=str(error), remedy="check rebuild.root") from error
+    for wait_s in (0.0, PATIENCE_S):
+        with locked(lock, wait_s) as held:
+            if held:
+                for orphan in root.rglob(f".*{TEMPORARY}"):
+                    orphan.unlink(missing_ok=True)
+                yield
+                return
+        print(f"{'rebuild':<11}another rebuild works in {root}: waiting for it", flush=True)
+    raise DataError("another rebuild works in this folder", where=root, remedy="wait for it, or give rebuild.root=ANOTHER_FOLDER")
 
 
 def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from trainer.logs.calendar import BusinessDays
 from trainer.rebuild.context import Context
-from trainer.rebuild.counters import Read, all_primitives, counter_values, coverage, window_names
+from trainer.rebuild.counters import Read, all_primitives, counter_values
+from trainer.rebuild.coverage import Calendar, DayShare, coverage_features, thin_rows
 from trainer.rebuild.entities import columns_needed, entity_log, is_user_keyed, keys_of
 from trainer.rebuild.events import read_events, read_many
 from trainer.rebuild.kernels import CounterKernel, Primitive
@@ -35,13 +36,13 @@ class Sources:
         carry_in: Source days that the windows of the run's rows reach, the run's own days included.
         calendar: Calendar days in which a request of the run lies.
         pool: Source days whose items may be drawn as negatives.
-        healthy: Healthy days up to the last one: what coverage counts.
+        scanned: Scanned days up to the last one, refused ones included: what coverage counts.
     """
 
     carry_in: list[str]
     calendar: list[str]
     pool: list[str]
-    healthy: list[str]
+    scanned: list[DayShare]
 
 
 def write_examples(context: Context, bucket: int, days: Sequence[str], sources: Sources, keys: dict[str, str]) -> list[Record]:
@@ -97,16 +98,18 @@ def with_features(context: Context, bucket: int, rows: pa.Table, sources: Source
     time_N = rows["request_time"].to_numpy()
     zone = context.spec.timezone
     read = _reader(context, bucket, rows, sources)
+    calendar = Calendar(sources.scanned, zone, time_N)
+    thin = thin_rows(calendar, context.counters, context.spec, context.coverage_floor)
     for name, counter in context.counters.items():
-        rows = rows.append_column(FEATURE + name, _nullable(counter_values(counter, read, time_N)))
+        value_N = counter_values(counter, read, time_N)
+        rows = rows.append_column(FEATURE + name, _nullable(np.where(thin[name], np.float32(np.nan), value_N) if name in thin else value_N))
     if context.features.calendar:
         hour = evaluate("hour(t)", {"t": Column(time_N)}, zone)
         rows = rows.append_column(FEATURE + "hour", pa.array(hour.values_N.astype(np.int64)))
         rows = rows.append_column(FEATURE + "weekday", pa.array(BusinessDays.covering(time_N, zone).weekday(time_N)))
     if context.features.coverage:
-        start_D, end_D = day_spans(sources.healthy, zone)
-        for name, window in window_names(context.counters.values()).items():
-            rows = rows.append_column(f"{FEATURE}coverage_{name}", pa.array(coverage(time_N, window, start_D, end_D)))
+        for name, (window, columns) in coverage_features(context.counters.values(), context.spec).items():
+            rows = rows.append_column(FEATURE + name, pa.array((calendar.covered_ms(window, columns) / window).astype(np.float32)))
     return rows
 
 
@@ -115,7 +118,7 @@ def numeric_names(context: Context) -> dict[str, str]:
     side = [item for table in context.spec.side_tables.values() for item in table.columns.items()]
     plain = {name: column.transform for name, column in [*context.spec.features.items(), *side] if column.kind == "numeric"}
     counted = {name: counter.numeric_transform for name, counter in context.counters.items()}
-    covered = {f"coverage_{name}": "none" for name in window_names(context.counters.values())} if context.features.coverage else {}
+    covered = dict.fromkeys(coverage_features(context.counters.values(), context.spec), "none") if context.features.coverage else {}
     return {**plain, **counted, **covered}
 
 
@@ -151,12 +154,6 @@ def sorted_rows(table: pa.Table) -> pa.Table:
         sort_keys=[*((name, "ascending") for name in SORT_ORDER), ("is_event", "descending"), ("input", "ascending")],
     )
     return table.take(order).combine_chunks()
-
-
-def day_spans(days: Sequence[str], zone: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first instant of each day and the first after it, int64 ms."""
-    spans = [BusinessDays.between(day, day, zone).starts_D for day in days]
-    return np.array([span[0] for span in spans], np.int64), np.array([span[1] for span in spans], np.int64)
 
 
 def _reader(context: Context, bucket: int, rows: pa.Table, sources: Sources) -> Read:

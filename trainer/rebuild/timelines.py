@@ -21,7 +21,7 @@ from trainer.rebuild.counters import all_primitives
 from trainer.rebuild.entities import columns_needed, entity_label, entity_log, is_user_keyed
 from trainer.rebuild.events import read_many
 from trainer.rebuild.kernels import NEVER, CounterKernel, EntityLog, Primitive, dense_groups, group_of
-from trainer.rebuild.order import GroupedTimes
+from trainer.rebuild.order import GroupedTimes, Queries
 from trainer.rebuild.store import Record, finish, read_columns, write_work
 from trainer.schema.time import day_end_ms, day_start_ms
 
@@ -82,13 +82,14 @@ def timeline(log: EntityLog, primitives: list[Primitive], spans: list[tuple[int,
     """
     kernel = CounterKernel(log)
     group_M, time_M = kernel.changes(primitives, spans[0][0], spans[-1][1])
-    everyone = np.arange(len(kernel.keys_K))
-    group_N = np.r_[np.tile(everyone, len(spans)), group_M]
-    time_N = np.r_[np.repeat([first for first, _ in spans], len(everyone)).astype(np.int64), time_M]
-    begins_N = np.arange(len(group_N)) < len(everyone) * len(spans)
-    order_N = np.lexsort((time_N, group_N))
-    group_N, time_N, begins_N = group_N[order_N], time_N[order_N], begins_N[order_N]
-    values = kernel.evaluate(primitives, group_N, time_N)
+    groups, origin = len(kernel.keys_K), spans[0][0]
+    width = spans[-1][1] - origin + 1
+    begin_B = (np.arange(groups)[:, None] * width + np.array([start - origin for start, _ in spans])).ravel()
+    # The lowest bit tells a change from a day's beginning; a beginning stands before a change at the same instant.
+    packed_N = np.sort(np.r_[begin_B * 2, (group_M * width + time_M - origin) * 2 + 1])
+    begins_N = packed_N % 2 == 0
+    group_N, time_N = packed_N // 2 // width, packed_N // 2 % width + origin
+    values = kernel.evaluate_sorted(primitives, group_N, time_N)
     empty_N = np.logical_and.reduce([value_N == blank(primitive) for primitive, value_N in values.items()])
     # Only rows at a day's beginning may be left out: absence means that nothing is known.
     table = pa.table({"key": kernel.keys_K[group_N], "time": time_N, **{p.column: value_N for p, value_N in values.items()}})
@@ -107,10 +108,10 @@ class TimelineReader:
 
     def locate(self, key_Q: np.ndarray, time_Q: np.ndarray) -> None:
         """Finds the timeline row that holds at each (key, time)."""
-        group_Q = group_of(self._keys_K, key_Q)
-        until_Q = self._order.up_to(group_Q, time_Q)
-        known_Q = until_Q > self._order.before_group(group_Q)
-        self._found = np.where(known_Q, until_Q - 1, 0), known_Q
+        asked = Queries(group_of(self._keys_K, key_Q), time_Q)
+        until_U = self._order.up_to(asked.group_U, asked.time_U)
+        known_U = until_U > self._order.before_group(asked.group_U)
+        self._found = asked.expand(np.where(known_U, until_U - 1, 0)), asked.expand(known_U)
 
     def read(self, primitive: Primitive) -> np.ndarray:
         """Returns a primitive at the located instants: int64 [Q]."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from trainer.errors import ConfigError, nearest
 from trainer.schema.time import parse_duration
+from trainer.schema.validate import share
 
 COUNTER_KINDS = ("count", "sum", "rate", "mean", "recency", "distinct")
 
@@ -32,6 +33,7 @@ class CounterSpec:
         prior: For ``rate`` and ``mean``: pseudo-count of the parent's rate.
         parent: For ``rate`` and ``mean``: entity whose rate is the prior mean (default: everything).
         transform: Numeric transform before standardising: ``log``, ``logit`` or ``none``; the default follows the kind.
+        coverage_floor: Share of the window that must be countable, in place of ``rebuild.coverage_floor``; 0 never masks.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class CounterSpec:
     prior: float = 20.0
     parent: list[str] | None = None
     transform: str | None = None
+    coverage_floor: float | None = None
 
     def __post_init__(self) -> None:
         where = "features.counters"
@@ -51,6 +54,8 @@ class CounterSpec:
             raise ConfigError("a window must be positive", where=f"{where}.*.window", got=self.window)
         if (self.kind == "distinct") != (self.of is not None):
             raise ConfigError("`of` belongs to distinct counters and only to them", where=where, got=f"kind={self.kind}, of={self.of}")
+        if self.coverage_floor is not None:
+            share(f"{where}.*.coverage_floor", self.coverage_floor)
         if self.kind in ("sum", "rate", "mean") and self.action is None:
             raise ConfigError(f"a {self.kind} needs an action", where=where)
 
@@ -73,7 +78,7 @@ class FeatureSpec:
         auto: Derive rates and counts by user, item and each categorical log feature for every gated binary action,
             on top of `counters` (for a log of one's own without declared features).
         calendar: Whether hour of day and day of week (in the log's timezone) are categorical features.
-        coverage: Whether each distinct window emits the share of it that healthy days cover.
+        coverage: Whether each distinct window emits the share of it that could be counted (see `trainer.rebuild.coverage`).
     """
 
     counters: dict[str, CounterSpec] = field(default_factory=dict)

@@ -25,3 +25,13 @@ def positive(where: str, value: float) -> None:
     """
     if not value > 0:
         raise ConfigError("must be positive", where=where, got=value)
+
+
+def share(where: str, value: float) -> None:
+    """Checks that a number is a share: 0 to 1, both included (NaN is not).
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    if not 0 <= value <= 1:
+        raise ConfigError("a share lies between 0 and 1", where=where, got=value)

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from trainer.config import RebuildConfig, ScanConfig
+from tests.rebuild_lab import bytes_of
+from trainer.config import RebuildConfig
 from trainer.errors import ConfigError, DataError
-from trainer.rebuild import pool, rebuild, run, targets
-from trainer.scan import scan
+from trainer.rebuild import engines, rebuild, run, targets
 from trainer.schema.examples import SORT_ORDER, examples_path, read_manifest, read_partition, read_tail
 from trainer.schema.features import CounterSpec, FeatureSpec
 from trainer.schema.logs import ColumnSpec, PriorHistorySpec, SideTableSpec, TimeSpec
@@ -24,23 +24,17 @@ from trainer.schema.time import day_end_ms, day_start_ms
 from trainer.schema.vocabulary import Vocabulary
 
 
-def _bytes(root):
-    folders = ("examples", "tails", "vocabularies")
-    files = [path for folder in folders for path in sorted((root / folder).rglob("*.parquet"))]
-    return {str(path.relative_to(root)): path.read_bytes() for path in files} | {"manifest": (root / "manifest.json").read_bytes()}
-
-
 def test_same_bytes_for_any_number_of_workers_and_any_cut_of_the_work(lab, tmp_path, monkeypatch):
     lab.write_log(tmp_path / "log", days=3, rows=120)
     log = lab.click_only(tmp_path / "log")
     lab.build(log, tmp_path / "one")
-    monkeypatch.setattr(pool, "ROWS_A_WORKER", 0)
+    monkeypatch.setattr(engines, "ROWS_A_WORKER", 0)
     lab.build(log, tmp_path / "two", workers=2)
     monkeypatch.undo()
     monkeypatch.setattr(run.plan, "RUN_ROWS", 1)  # every day its own task
     lab.build(log, tmp_path / "cut")
-    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
-    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "cut")
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "cut")
 
 
 def test_going_on_from_an_earlier_rebuild_gives_the_same_bytes(lab, tmp_path, monkeypatch):
@@ -74,13 +68,13 @@ def test_a_damaged_output_is_built_again(lab, tmp_path):
     days = lab.write_log(tmp_path / "log", days=2, rows=120)
     log = lab.spec(tmp_path / "log")
     manifest = lab.build(log, tmp_path / "out")
-    before = _bytes(tmp_path / "out")
+    before = bytes_of(tmp_path / "out")
     path = examples_path(tmp_path / "out", days[1], 1)
     path.write_bytes(path.read_bytes()[:-1] + b"X")
     with pytest.raises(DataError, match="not what was written"):
         read_partition(tmp_path / "out", manifest, days[1], 1)
     lab.build(log, tmp_path / "out")
-    assert _bytes(tmp_path / "out") == before
+    assert bytes_of(tmp_path / "out") == before
 
 
 def test_killed_at_any_write_it_goes_on_to_the_same_bytes(lab, tmp_path):
@@ -90,17 +84,15 @@ def test_killed_at_any_write_it_goes_on_to_the_same_bytes(lab, tmp_path):
         _killed_after(writes, tmp_path / "log", tmp_path / "killed")
     assert not (tmp_path / "killed" / "manifest.json").exists()
     lab.build(lab.spec(tmp_path / "log"), tmp_path / "killed")
-    assert _bytes(tmp_path / "killed") == _bytes(tmp_path / "whole")
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
 
 
 _KILLED = """
-import importlib.util, os, signal, sys
+import os, signal, sys
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("lab", sys.argv[1])
-lab = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lab)
+from tests import rebuild_lab as lab
 from trainer.rebuild import store
-honest, left = store.pq.write_table, [int(sys.argv[2])]
+honest, left = store.pq.write_table, [int(sys.argv[1])]
 def write(table, place, **options):
     honest(table, place, **options)
     left[0] -= 1
@@ -108,15 +100,14 @@ def write(table, place, **options):
         os.kill(os.getpid(), signal.SIGKILL)
 if __name__ == "__main__":
     store.pq.write_table = write
-    lab.build(lab.spec(Path(sys.argv[3])), Path(sys.argv[4]))
+    lab.build(lab.spec(Path(sys.argv[2])), Path(sys.argv[3]))
 """
 
 
 def _killed_after(writes, log, root):
     script = root.parent / "killed.py"
     script.write_text(_KILLED)
-    lab_file = Path(__file__).with_name("conftest.py")
-    command = [sys.executable, str(script), str(lab_file), str(writes), str(log), str(root)]
+    command = [sys.executable, str(script), str(writes), str(log), str(root)]
     done = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
     assert done.returncode == -signal.SIGKILL
 
@@ -136,7 +127,7 @@ def test_rows_are_sorted_and_reconcile_with_the_scan(lab, tmp_path):
     days = lab.write_log(tmp_path / "log", days=2)
     log = lab.spec(tmp_path / "log")
     manifest = lab.build(log, tmp_path / "out", as_of_day="2024-06-01")  # everything is known by then
-    health = scan(log, days, ScanConfig(workers=1))
+    health = lab.scanned(log, days)
     for day in days:
         state = health.days[day]
         assert state.rows == state.used + state.dropped + state.duplicates
@@ -158,11 +149,11 @@ def test_tails_hold_the_last_tokens_before_the_day(lab, tmp_path):
         assert {row["user"] for row in tails} <= users
         for user in users:
             got = [(row["available"], row["event_time"], row["item"]) for row in tails if row["user"] == user]
-            assert got == _expected_tail(events, user, index, day_start_ms(day, lab.zone), 5)
+            assert got == _expected_tail(events, user, index, day_start_ms(day, lab.ZONE), 5)
     final = pa.concat_tables([read_tail(tmp_path / "out", manifest, manifest.final_tail_day, bucket) for bucket in range(3)]).to_pylist()
     for user in {row["user"] for row in events}:
         got = [(row["available"], row["event_time"], row["item"]) for row in final if row["user"] == user]
-        assert got == _expected_tail(events, user, len(days), day_end_ms(days[-1], lab.zone), 5)
+        assert got == _expected_tail(events, user, len(days), day_end_ms(days[-1], lab.ZONE), 5)
 
 
 def _expected_tail(events, user, part, start, length):
@@ -249,7 +240,7 @@ def test_vocabularies_count_events_of_training_days_only(lab, tmp_path):
 
 def test_side_table_history_is_joined_as_of_the_request(lab, tmp_path):
     days = lab.write_log(tmp_path / "log", days=2)
-    noon = (day_start_ms(days[1], lab.zone) + 43_200_000) // 1000
+    noon = (day_start_ms(days[1], lab.ZONE) + 43_200_000) // 1000
     history = pa.table({"iid": [f"i{n}" for n in range(30)] * 2, "since": [0] * 30 + [noon] * 30, "state": ["old"] * 30 + ["new"] * 30})
     pq.write_table(history, tmp_path / "log" / "history.parquet")
     since = TimeSpec(column="since", unit="s")
@@ -260,20 +251,6 @@ def test_side_table_history_is_joined_as_of_the_request(lab, tmp_path):
     expected = np.where(rows["request_time"].to_numpy() >= noon * 1000, "new", "old")
     assert rows["feature_state"].to_pylist() == expected.tolist() and set(expected) == {"new", "old"}
     assert manifest.item_features == []  # a fact that changes is no function of the item
-
-
-def test_coverage_sees_a_refused_day(lab, tmp_path):
-    days = lab.write_log(tmp_path / "log", days=4)
-    (tmp_path / "log" / f"dt={days[1]}" / "part-0.parquet").write_bytes(b"")
-    features = FeatureSpec(counters={"user_views_2d": CounterSpec(kind="count", entity=["user"], window="2d")})
-    manifest = lab.build(lab.spec(tmp_path / "log"), tmp_path / "out", features=features)
-    assert days[1] not in manifest.source_days
-    rows = lab.rows_of(tmp_path / "out", manifest, days[2])
-    late = rows.filter(pc.greater(rows["request_time"], day_start_ms(days[2], lab.zone) + 3_600_000))
-    since = (late["request_time"].to_numpy() - day_start_ms(days[2], lab.zone)) / 86_400_000
-    length = (day_start_ms(days[2], lab.zone) - day_start_ms(days[1], lab.zone)) / 86_400_000
-    expected = (since + np.maximum(0, 2 - since - length)) / 2
-    np.testing.assert_allclose(late["feature_coverage_2d"].to_numpy(), expected, atol=1e-5)
 
 
 def test_a_wrong_counter_is_refused_by_name(lab, tmp_path):
@@ -298,11 +275,11 @@ def test_a_full_disk_is_one_message_and_leaves_no_manifest(lab, tmp_path, monkey
 def test_a_file_that_changed_after_the_scan_is_refused(lab, tmp_path, monkeypatch):
     days = lab.write_log(tmp_path / "log", days=1)
     log = lab.spec(tmp_path / "log")
-    health = scan(log, days, ScanConfig(workers=1))
+    health = lab.scanned(log, days)
     path = tmp_path / "log" / f"dt={days[0]}" / "part-0.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
     with pytest.raises(DataError, match="changed after it was scanned"):
-        rebuild(log, FeatureSpec(), health, days, RebuildConfig(root=str(tmp_path / "out")), 5, day_end_ms(days[0], lab.zone), days)
+        rebuild(log, FeatureSpec(), health, days, RebuildConfig(root=str(tmp_path / "out")), 5, day_end_ms(days[0], lab.ZONE), days)
 
 
 def test_the_manifest_reads_back(lab, tmp_path):

@@ -7,9 +7,10 @@ import pytest
 
 from trainer.errors import ConfigError, DataError
 from trainer.rebuild import entities, kernels, run
-from trainer.rebuild.audit import compare
+from trainer.rebuild.audit import compare, coverages
 from trainer.rebuild.context import Context
-from trainer.rebuild.counters import resolve_counters, window_names
+from trainer.rebuild.counters import resolve_counters
+from trainer.rebuild.coverage import day_share
 from trainer.rebuild.events import read_many
 from trainer.rebuild.oracle import Oracle
 from trainer.schema.features import FeatureSpec
@@ -18,14 +19,15 @@ from trainer.schema.time import day_end_ms
 
 
 def _check_all_rows(lab, log, root, manifest, days, counters=None):
-    counters = counters or lab.counters
+    counters = counters or lab.COUNTERS
     cut = day_end_ms(days[-1], log.timezone)
     context = Context(log, FeatureSpec(counters=counters), str(root), manifest.user_buckets, 2, "zstd", 5, cut)
     columns = ["user", "item", "event_time", "known_at", "label_click", "label_watch", "feature_tab", "feature_author"]
     everything = read_many(context, days, range(manifest.user_buckets), columns)
-    oracle = Oracle(everything, log, counters, days)
+    shares = [day_share(log, day, state) for day, state in lab.scanned(log, days).days.items()]
+    oracle = Oracle(everything, log, counters, shares, context.coverage_floor)
     for day in days:
-        compare(lab.rows_of(root, manifest, day), oracle, window_names(counters.values()), day)
+        compare(lab.rows_of(root, manifest, day), oracle, coverages(context), day)
 
 
 def test_every_counter_of_every_row_equals_brute_force(lab, tmp_path):
@@ -35,7 +37,7 @@ def test_every_counter_of_every_row_equals_brute_force(lab, tmp_path):
     _check_all_rows(lab, log, tmp_path / "out", manifest, days)
     rows = lab.rows_of(tmp_path / "out", manifest, days[-1])
     # The check above means little on empty features: every kind must take several values.
-    for name in lab.counters:
+    for name in lab.COUNTERS:
         assert len(rows[f"feature_{name}"].drop_null().unique()) > 2, name
 
 
@@ -66,7 +68,7 @@ def test_duplicates_late_rows_and_unripe_labels_are_in_the_log(lab, tmp_path):
     assert sum(manifest.duplicates.values()) > 50
     assert sum(manifest.late.values()) > 50
     last = lab.rows_of(tmp_path / "out", manifest, days[-1])
-    cut = day_end_ms(days[-1], lab.zone)
+    cut = day_end_ms(days[-1], lab.ZONE)
     ripe = np.maximum(last["known_at"].to_numpy(), last["event_time"].to_numpy() + 40 * 60_000) <= cut
     assert not ripe.all() and last["label_click"].filter(~ripe).null_count == (~ripe).sum()
     assert (last["known_at"].to_numpy() <= cut).all()
@@ -76,7 +78,7 @@ def test_moving_one_row_past_t_changes_exactly_the_rows_it_should(lab, tmp_path)
     """A row that becomes known later takes its contribution from the requests in between, and from no others."""
     lab.write_log(tmp_path / "log", days=3)
     log = lab.spec(tmp_path / "log")
-    counters = {"item_views_1d": lab.counters["item_views_1d"], "user_views_1d": lab.counters["user_views_1d"]}
+    counters = {"item_views_1d": lab.COUNTERS["item_views_1d"], "user_views_1d": lab.COUNTERS["user_views_1d"]}
     before = _day_rows(lab, log, tmp_path / "a", counters)
     moved, old, new = _delay_one_row(tmp_path / "log")
     after = _day_rows(lab, log, tmp_path / "b", counters)

@@ -1,6 +1,6 @@
 """What each kind of damage does to a scan, and to readers that do not look.
 
-    python scripts/bench/corruption.py [kinds=weekly|all|NAME,NAME] [seeds=3] [days=12] [peers=true] [speed=true] [folder=DIR]
+    python scripts/bench/corruption.py [kinds=weekly|all|NAME,NAME] [seeds=3] [days=12] [readers=pyarrow,ray,hf] [speed=true] [folder=DIR]
 
 For every seed a simulated log is written, scanned clean (every row of its ledger but duplicates and late rows is a false alarm), then
 damaged in one way at a time, on its last day, by `trainer.inject`, and scanned again. The table says how often the damage was
@@ -68,21 +68,21 @@ PEERS: dict[str, Reader] = {}
 
 
 def main() -> None:
-    settings = {"kinds": "weekly", "seeds": 3, "days": 12, "peers": True, "speed": True, "folder": None}
+    settings = {"kinds": "weekly", "seeds": 3, "days": 12, "readers": "pyarrow,ray,hf", "speed": True, "folder": None}
     settings |= {name: yaml.safe_load(value) for name, value in (argument.split("=", 1) for argument in sys.argv[1:])}
     kinds = {"weekly": weekly(), "all": [*weekly(), *(kind for kind in KINDS if kind not in weekly())]}.get(settings["kinds"])
     kinds = kinds or str(settings["kinds"]).split(",")
     with tempfile.TemporaryDirectory(dir=settings["folder"]) as folder:
         if settings["speed"]:
             speed(Path(folder))
-        run(kinds, int(settings["seeds"]), int(settings["days"]), bool(settings["peers"]), Path(folder))
+        run(kinds, int(settings["seeds"]), int(settings["days"]), str(settings["readers"]).split(","), Path(folder))
 
 
 def weekly() -> list[str]:
     return [name for name, kind in CATALOGUE.items() if kind.weekly]
 
 
-def run(kinds: list[str], seeds: int, days: int, peers: bool, folder: Path) -> None:
+def run(kinds: list[str], seeds: int, days: int, readers: list[str], folder: Path) -> None:
     scores: dict[str, list[Score]] = defaultdict(list)
     ours: dict[str, list[str]] = defaultdict(list)
     others: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -94,7 +94,7 @@ def run(kinds: list[str], seeds: int, days: int, peers: bool, folder: Path) -> N
         judged += len(clean.days)
         for kind in kinds:
             copy = replace(spec, root=str(folder / "damaged"))
-            outcome = one(spec, copy, kind, seed, config, clean, peers and seed == 0)
+            outcome = one(spec, copy, kind, seed, config, clean, readers if seed == 0 else [])
             scores[kind].append(outcome[0])
             ours[kind].append(outcome[1])
             for reader, said in outcome[2].items():
@@ -103,7 +103,7 @@ def run(kinds: list[str], seeds: int, days: int, peers: bool, folder: Path) -> N
             print(f"seed {seed}  {kind:<22} {'as specified' if outcome[0].perfect else outcome[0]}", file=sys.stderr, flush=True)
     for reader in PEERS.values():
         reader.close()
-    show(scores, ours, others)
+    show(scores, ours, others, [name for name in READERS if name in readers])
     allowed = judged / 30 * config.false_alarms
     print(f"clean logs: {alarms} false alarms in {judged} days; the budget allows {allowed:.2f}")
 
@@ -121,7 +121,7 @@ def settings_of(folder: Path) -> ScanConfig:
 
 
 def one(
-    spec: LogSpec, copy: LogSpec, kind: str, seed: int, config: ScanConfig, clean: HealthMap, peers: bool
+    spec: LogSpec, copy: LogSpec, kind: str, seed: int, config: ScanConfig, clean: HealthMap, readers: list[str]
 ) -> tuple[Score, str, dict[str, str]]:
     """Plants one kind on the last day, scans, and lets the plain readers read the same day."""
     day = list(clean.days)[-1]
@@ -134,7 +134,7 @@ def one(
         health = scan(copy, list(clean.days), config)
         found = score(planted, health, clean, stopped(health, config))
         reference = read_day(spec, day)
-        said = {name: read_by(copy, day, reader, spec, reference) for name, reader in READERS.items()} if peers else {}
+        said = {name: read_by(copy, day, reader, spec, reference) for name, reader in READERS.items() if name in readers}
     if kind in HAZARDS:
         health = scan(copy, list(clean.days), config) if found.detected and health.days[day].used else health
     return found, delivered_by_scan(copy, day, health, spec, reference), said
@@ -260,16 +260,16 @@ READERS = {
 }
 
 
-def show(scores: dict[str, list[Score]], ours: dict[str, list[str]], others: dict[str, dict[str, list[str]]]) -> None:
+def show(scores: dict[str, list[Score]], ours: dict[str, list[str]], others: dict[str, dict[str, list[str]]], readers: list[str]) -> None:
     print(
-        "| kind | weekly | detected | placed | handled | counted | false alarms | delivered after the scan | " + " | ".join(READERS) + " |"
+        "| kind | weekly | detected | placed | handled | counted | false alarms | delivered after the scan | " + " | ".join(readers) + " |"
     )
-    print("|---" * (8 + len(READERS)) + "|")
+    print("|---" * (8 + len(readers)) + "|")
     for kind, found in scores.items():
         rates = [f"{sum(getattr(one, name) for one in found)}/{len(found)}" for name in ("detected", "placed", "handled", "counted")]
         alarms = sum(len(one.false_alarms) for one in found)
         cells = [kind, "yes" if CATALOGUE[kind].weekly else "", *rates, str(alarms), ours[kind][0]]
-        print("| " + " | ".join([*cells, *(others[kind][reader][0] if others[kind][reader] else "-" for reader in READERS)]) + " |")
+        print("| " + " | ".join([*cells, *(others[kind][reader][0] if others[kind][reader] else "-" for reader in readers)]) + " |")
     total = [one for found in scores.values() for one in found]
     missed = sum(not one.detected for one in total)
     print(f"\n{len(total)} pieces of damage: {missed} missed, {sum(one.perfect for one in total)} exactly as specified, "

@@ -15,6 +15,7 @@ from trainer.inject.site import Site
 from trainer.logs.decode import DECODE_ERRORS, open_parquet
 from trainer.logs.layout import log_folder
 from trainer.logs.pages import DICTIONARY, Page, chunk_pages, read_struct
+from trainer.logs.roles import FEATURE, REQUIRED
 from trainer.schema.injection import Planted
 
 _SECTOR = 512
@@ -67,7 +68,7 @@ def zeroed_sector(site: Site) -> list[Planted]:
     size = site.settings.bytes or _SECTOR
     data = _bytes(site)
     sizes = {
-        name: max(page.size for page in _pages(data, name)) for name in site.schema.names if site.roles.get(name) in ("feature", "required")
+        name: max(page.size for page in _pages(data, name)) for name in site.schema.names if site.roles.get(name) in (FEATURE, REQUIRED)
     }
     name = site.settings.feature or max(sizes, key=lambda key: (sizes[key], key), default=None) or site.column(lambda kind: True)
 

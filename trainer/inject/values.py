@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from trainer.inject.site import Site, is_number, numbers, set_cells
 from trainer.logs.hashing import hash_ids
+from trainer.logs.roles import EXTRA, FEATURE, LABEL, REQUIRED
 from trainer.schema.injection import Planted
 
 _NUMERIC_SENTINEL, _LEAK_NOISE = 999.0, 0.02
@@ -143,13 +144,13 @@ def _partner(site: Site, name: str) -> str:
         other
         for other in site.schema.names
         if other != name
-        and site.roles.get(other) in ("feature", "required", "extra", "label")
+        and site.roles.get(other) in (FEATURE, REQUIRED, EXTRA, LABEL)
         and pa.types.is_floating(site.schema.field(other).type)
     ]
     others = others or [
         other
         for other in site.schema.names
-        if other != name and site.roles.get(other) in ("feature", "required", "extra") and is_number(site.schema.field(other).type)
+        if other != name and site.roles.get(other) in (FEATURE, REQUIRED, EXTRA) and is_number(site.schema.field(other).type)
     ]
     if not others:
         raise site.refusal("there is no second numeric column", name, "name one: faults.swapped_columns.partner")

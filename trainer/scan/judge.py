@@ -12,7 +12,7 @@ from trainer.config import ScanConfig
 from trainer.errors import DataError
 from trainer.logs.layout import DayFolder
 from trainer.logs.normalise import first_deliveries
-from trainer.logs.roles import REQUIRED
+from trainer.logs.roles import EXTRA, FEATURE, REQUIRED
 from trainer.scan.respond import COUNT, MASK, REFUSE, STOP, Response, released
 from trainer.scan.verify import FileReport
 from trainer.schema.expression import columns_of
@@ -265,7 +265,7 @@ def _too_many_cells(
                 bad[name] = bad.get(name, 0) + fault.rows
     found = []
     for name, cells in sorted(bad.items()):
-        if roles.get(name) in (REQUIRED, "feature", "extra") and rows and cells / rows > config.max_masked_cells_share:
+        if roles.get(name) in (REQUIRED, FEATURE, EXTRA) and rows and cells / rows > config.max_masked_cells_share:
             evidence = f"{cells} of {rows} cells are bad, more than {config.max_masked_cells_share:.0%}"
             fault = Fault(kind="too_many_masked_cells", day=day, feature=name, rows=cells, action=MASK, evidence=evidence)
             found.append(_let_go(fault, config))
@@ -294,7 +294,7 @@ def _refusals(
     usual = _usual_rows(folder.day, past.rows)
     if usual and used < config.min_rows_share * usual:
         reasons.append(("too_few_rows", None, f"{used} usable rows, usual {usual:g}"))
-    watched = [name for name, role in roles.items() if role in (REQUIRED, "feature")]
+    watched = [name for name, role in roles.items() if role in (REQUIRED, FEATURE)]
     gone = [name for name in watched if name in masked]
     if len(gone) > max(1, config.max_masked_features_share * len(watched)):
         reasons.append(("too_many_masked_features", None, f"{len(gone)} of {len(watched)} features are masked"))

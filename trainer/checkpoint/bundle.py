@@ -74,7 +74,7 @@ def write_bundle(
     """Writes a bundle; the manifest comes last, so that a folder without it is no bundle.
 
     Args:
-        path: New folder.
+        path: Its folder; files that an earlier attempt left there are removed.
         manifest: Everything but `files`, which is filled in here.
         trunk: Weights for the next warm start.
         serving: Weights that are served.
@@ -91,7 +91,8 @@ def write_bundle(
         CheckpointError: If a weight is not finite: such a bundle must never become a parent.
     """
     path.mkdir(parents=True, exist_ok=True)
-    (path / MANIFEST).unlink(missing_ok=True)
+    for stale in sorted(file for file in path.rglob("*") if file.is_file()):
+        stale.unlink()  # an earlier attempt's vocabulary or transfer report would become part of this bundle
     if days:
         (path / DAYS).mkdir(exist_ok=True)
     by_day = [(day_weights(day), tensors) for day, tensors in (days or {}).items()]
@@ -134,6 +135,11 @@ def read_bundle(path: Path) -> Bundle:
                 got=got,
                 expected=expected,
                 remedy="restore the file, or roll back to another release",
+            )
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and not file.name.startswith(".") and str(file.relative_to(path)) not in {*manifest.files, MANIFEST}:
+            raise CheckpointError(
+                "a bundle holds a file that its manifest does not list: it would be read unchecked", where=file, remedy="remove the file"
             )
     vocabularies = {file.stem: Vocabulary.read(file) for file in sorted((path / "vocab").glob("*.parquet"))}
     return Bundle(path, manifest, vocabularies, sha256_json(values))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import operator
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ class ShardWriter:
         """
         room = 0
         for block in blocks:
-            rows = block.detach().reshape(-1, *self.tensors[name].shape[1:]).contiguous()
+            rows = block.detach().contiguous().view(-1 if block.ndim == 0 else len(block), *self.tensors[name].shape[1:])
             start = 0
             while start < len(rows):
                 room = room or self._begin(name)
@@ -288,8 +289,8 @@ def _index(file: Path) -> dict[str, Any]:
 
 def _entry(entry: Any, where: str) -> tuple[Layout, list[Part]]:
     try:
-        layout = Layout(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
-        parts = [Part(str(file), int(rows)) for file, rows in entry["parts"]]
+        layout = Layout(tuple(map(operator.index, entry["shape"])), _DTYPES[entry["dtype"]])
+        parts = [Part(str(file), operator.index(rows)) for file, rows in entry["parts"]]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("a tensor's entry in the index cannot be read", where=where, got=str(entry)[:200]) from error
     for part in parts:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.data.encode import fit_numeric
-from trainer.errors import ConfigError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest
 from trainer.schema.inputs import Action, InputSpec
 from trainer.schema.logs import LogSpec
@@ -98,12 +98,19 @@ def merge_vocabulary(parent: Vocabulary | None, fresh: Vocabulary, retire_before
 
     Returns:
         The challenger's vocabulary; counts add up, first and last days are merged.
+
+    Raises:
+        CheckpointError: If production's ids are of a type that the log's cannot be read as.
     """
     if parent is None or not len(parent.keys):
         return fresh
-    keys = pc.unique(pa.concat_arrays([parent.keys.cast(fresh.keys.type), fresh.keys]))
-    in_parent = pc.index_in(keys, value_set=parent.keys.cast(fresh.keys.type))
-    in_fresh = pc.index_in(keys, value_set=fresh.keys)
+    old, new = parent.keys, fresh.keys
+    if not len(new):
+        new = new.cast(pa.string()).cast(old.type)  # an empty column has no type to speak of
+    if new.type != old.type:
+        old = _retyped(parent, new.type)
+    keys = pc.unique(pa.concat_arrays([old, new]))
+    in_parent, in_fresh = (pc.index_in(keys, value_set=known) for known in (old, new))
     count_V = _taken(parent.count_V, in_parent) + _taken(fresh.count_V, in_fresh)
     first = pc.min_element_wise(parent.first_seen.take(in_parent), fresh.first_seen.take(in_fresh))
     last = pc.max_element_wise(parent.last_seen.take(in_parent), fresh.last_seen.take(in_fresh))
@@ -111,6 +118,21 @@ def merge_vocabulary(parent: Vocabulary | None, fresh: Vocabulary, retire_before
         stay = pc.greater_equal(last, retire_before)
         keys, count_V, first, last = keys.filter(stay), count_V[np.asarray(stay)], first.filter(stay), last.filter(stay)
     return Vocabulary(fresh.name, keys, count_V, first, last)
+
+
+def _retyped(vocabulary: Vocabulary, kind: pa.DataType) -> pa.Array:
+    """Returns a vocabulary's ids as another type: text ids of digits as numbers, numbers as text."""
+    try:
+        keys = vocabulary.keys.cast(kind)
+        if keys.cast(pa.string()).equals(vocabulary.keys.cast(pa.string())):
+            return keys
+        problem = "an id is written otherwise than its number is"
+    except pa.ArrowInvalid as error:
+        problem = str(error)
+    raise CheckpointError(
+        "production's ids are not of the log's type", where=f"vocabulary {vocabulary.name}", got=f"{vocabulary.keys.type}: {problem}",
+        expected=kind, remedy="give the log's ids the type that production knew them by; other ids are another column, with its own name",
+    )  # fmt: skip
 
 
 def _taken(values_V: np.ndarray, index: pa.Array) -> np.ndarray:

@@ -137,10 +137,10 @@ def rules_of(config: WarmStartConfig) -> Rules:
 
 def transfer_report(transfer: TransferPlan, parity: Parity | None, source: Side, target: Side) -> dict[str, Any]:
     """Returns the report of a warm start: totals, rows by vocabulary, measured parity, and every tensor's fate."""
-    vocabularies = {}
+    vocabularies, had = {}, renamed_vocabularies(source.vocabularies, target.vocabularies, transfer.rules.rename)
     for name, new in target.vocabularies.items():
         move = next((m for fate in transfer.fates for m in fate.moves if m.axis == f"vocab:{name}"), None)
-        known = name in source.vocabularies or move is not None
+        known = name in had or move is not None
         kept = len(new.keys) if move is None else move.kept - 2
         vocabularies[name] = {
             "kept": kept if known else 0, "new": len(new.keys) - (kept if known else 0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from models.heads import TeacherHead
 from models.losses import ranker_loss, teacher_loss
 from models.ranker import Ranker
 from trainer.config import DistillConfig, OptimizerConfig
-from trainer.fit.tables import TableOptimizer
+from trainer.errors import CheckpointError
+from trainer.fit.tables import MOMENTS, TableOptimizer
 
 
 class Learner(nn.Module):
@@ -46,6 +47,18 @@ class Learner(nn.Module):
         """Returns the embedding tables by name: what has a row an id."""
         axes = self.ranker.axes()
         return {name: p for name, p in self.ranker.named_parameters() if any(axis.startswith("vocab:") for axis in axes[name])}
+
+
+def _check_whole(name: str, moments: Collection[str], kinds: Iterable[tuple[str, ...]]) -> None:
+    wanted = [{"step", *kind} for kind in kinds]
+    if not any(states <= set(moments) for states in wanted):
+        raise CheckpointError(
+            "production's optimizer state is incomplete",
+            where=name,
+            got=", ".join(sorted(moments)),
+            expected=" or ".join(", ".join(sorted(states)) for states in wanted),
+            remedy="restore the bundle's optimizer file, or start with warm_start.optimizer=reset",
+        )
 
 
 class Optimizers:
@@ -95,11 +108,16 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def carry(self, moments: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
-        """Fills in carried moments by parameter name; returns the parameters whose moments are another optimizer's."""
+        """Fills in carried moments by parameter name; returns the parameters whose moments are another optimizer's.
+
+        Raises:
+            CheckpointError: If a parameter has only some of the moments that belong together.
+        """
         tables, refused = self.learner.tables(), []
         for name, parameter in self.learner.ranker.named_parameters():
             if name not in moments:
                 continue
+            _check_whole(name, moments[name], MOMENTS.values() if name in tables else [MOMENTS["adamw"]])
             if name in tables and self.tables is not None:
                 if not self.tables.restore(parameter, dict(moments[name])):
                     refused.append(name)

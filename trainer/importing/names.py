@@ -71,6 +71,10 @@ class NameMap:
     inputs: InputSpec | None = None
     vocabularies: dict[str, str] = field(default_factory=dict)
 
+    def ignores(self, name: str) -> bool:
+        """Tells whether a tensor of the checkpoint is left behind."""
+        return _rule(name, self.ignore)[0] is not None
+
 
 def read_names(file: Path) -> NameMap:
     """Reads a name map.

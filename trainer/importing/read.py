@@ -6,7 +6,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,22 @@ from trainer.errors import CheckpointError, nearest
 
 # Keys of hyper-parameters by which Hydra, Lightning's CLI and its loader choose what to construct (Lightning issue 21822).
 CLASS_KEYS = ("_target_", "_instantiator", "_class_path", "class_path", "_partial_")
+_PRECISIONS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _GLOBAL = re.compile(r"GLOBAL (\S+)")
 _ARCHIVE = b"PK\x03\x04"
 _SAFE = "save only its tensors: safetensors.torch.save_file(model.state_dict(), FILE)"
 
 
-def read_state(file: Path, root: str | None = None) -> dict[str, Tensor]:
+def read_state(file: Path, root: str | None = None, ignored: Callable[[str], bool] = lambda name: False) -> dict[str, Tensor]:
     """Reads a state dict: safetensors, or a torch file.
 
     Args:
         file: The file.
         root: Key under which a torch file keeps the state dict; None if it is the state dict.
+        ignored: Tells which entries are left behind whatever they are: counters, masks.
 
     Returns:
-        Tensor -> float32 value on the CPU; half and double precision are cast.
+        Tensor -> float32 value on the CPU; half and double precision are cast. Ignored entries are there by name only.
 
     Raises:
         CheckpointError: If the file is cut, altered, foreign, or holds anything but finite floating-point tensors. The file is
@@ -59,16 +61,7 @@ def read_state(file: Path, root: str | None = None) -> dict[str, Tensor]:
         if not isinstance(content, dict) or root not in content:
             raise CheckpointError("the checkpoint has no such key", where=file, got=root, remedy=nearest(root, _keys(content)))
         content = content[root]
-    return _tensors(content, file)
-
-
-def read_lightning(file: Path) -> dict[str, Tensor]:
-    """Reads the ``state_dict`` of a Lightning checkpoint; hyper-parameters that name classes are refused, not followed.
-
-    Raises:
-        CheckpointError: As `read_state`.
-    """
-    return read_state(file, "state_dict")
+    return _tensors(content, file, ignored)
 
 
 def _starts_with(file: Path, magic: bytes) -> bool:
@@ -130,7 +123,7 @@ def _walk(content: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
             yield from _walk(value, (*path, str(number)))
 
 
-def _tensors(content: Any, file: Path) -> dict[str, Tensor]:
+def _tensors(content: Any, file: Path, ignored: Callable[[str], bool]) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not content:
         raise CheckpointError("the checkpoint holds no tensors by name", where=file, got=type(content).__name__, remedy=_SAFE)
     if not any(isinstance(value, Tensor) for value in content.values()):
@@ -138,24 +131,30 @@ def _tensors(content: Any, file: Path) -> dict[str, Tensor]:
             "the state dict lies deeper in the checkpoint", where=file, got=f"keys {', '.join(_keys(content))}",
             remedy="say under which key: `root: KEY` in the names, or format=lightning",
         )  # fmt: skip
-    return {str(name): _checked(value, f"{file}: {name}") for name, value in content.items()}
+    return {str(name): torch.empty(0) if ignored(str(name)) else _checked(value, f"{file}: {name}") for name, value in content.items()}
 
 
 def _checked(value: Any, where: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise CheckpointError("this is no tensor", where=where, got=type(value).__name__, remedy=_SAFE)
-    if value.layout != torch.strided or value.device.type != "cpu" or not value.is_floating_point():
+    if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _PRECISIONS:
         raise CheckpointError(
             "not weights that training can go on from: quantised, sparse or integer", where=where, got=f"{value.dtype} {value.layout}",
             remedy="import the training checkpoint, not an export for serving; name counters under `ignore`",
         )  # fmt: skip
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise CheckpointError(
+            "a tensor claims more elements than the file holds", where=where, got=tuple(value.shape),
+            expected=f"at most {value.untyped_storage().nbytes()} bytes", remedy="save what it expands to: tensor.contiguous()",
+        )  # fmt: skip
+    value = value.detach().to(torch.float32).contiguous()
     if not torch.isfinite(value).all():
         bad = int((~torch.isfinite(value)).sum())
         raise CheckpointError(
-            "a tensor holds values that are not finite", where=where, got=f"{bad} of {value.numel()}",
+            "a tensor holds values that are not finite as float32", where=where, got=f"{bad} of {value.numel()}",
             remedy="never start from these weights; take an earlier checkpoint",
         )  # fmt: skip
-    return value.detach().to(torch.float32).contiguous()
+    return value
 
 
 def _keys(content: Any) -> list[str]:

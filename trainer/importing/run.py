@@ -21,7 +21,7 @@ from trainer.importing import rectools
 from trainer.importing.ids import read_ids
 from trainer.importing.names import NameMap, read_names, rename
 from trainer.importing.probe import Proof, prove, read_probe
-from trainer.importing.read import read_lightning, read_state
+from trainer.importing.read import read_state
 from trainer.release import Registry
 from trainer.schema.bundle import BundleManifest
 from trainer.schema.features import FeatureSpec
@@ -124,7 +124,7 @@ def read_source(config: ImportConfig) -> Source:
     else:
         names = read_names(Path(config.names or ""))
         vocabulary, probe, file = Path(config.vocabulary or ""), Path(config.probe or ""), checkpoint
-        tensors = read_lightning(file) if config.format == "lightning" else read_state(file, names.root)
+        tensors = read_state(file, _root(config, names), names.ignores)
     inputs = inputs_of(names)
     files = {inputs.item_vocabulary: vocabulary}
     for name in inputs.vocabularies[1:]:
@@ -133,6 +133,17 @@ def read_source(config: ImportConfig) -> Source:
         files[name] = Path(config.names or "").parent / names.vocabularies[name]
     vocabularies = {name: read_ids(path, name, config.as_of) for name, path in files.items()}
     return Source(file, tensors, names, vocabularies, probe)
+
+
+def _root(config: ImportConfig, names: NameMap) -> str | None:
+    """Returns the key of the weights in the file."""
+    if config.format != "lightning":
+        return names.root
+    if names.root is not None:
+        raise ConfigError(
+            "a Lightning checkpoint has its weights under state_dict", where="names: root", got=names.root, remedy="drop root"
+        )
+    return "state_dict"
 
 
 def inputs_of(names: NameMap) -> InputSpec:

@@ -44,8 +44,10 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if self.keys.null_count or len(pc.unique(self.keys)) != len(self.keys):
             raise CheckpointError(
-                "a vocabulary has duplicate or null keys", where=f"vocabulary {self.name}",
-                got=f"{len(self.keys)} rows, {len(pc.unique(self.keys))} distinct", expected="one row an id",
+                "a vocabulary has duplicate or null keys",
+                where=f"vocabulary {self.name}",
+                got=f"{len(self.keys)} rows, {len(pc.unique(self.keys))} distinct",
+                expected="one row an id",
                 remedy="rebuild the vocabulary; which of two rows owns an id cannot be guessed",
             )
 
@@ -55,12 +57,14 @@ class Vocabulary:
         return len(self.keys) + RESERVED_ROWS
 
     def lookup(self, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Returns the row of each id: int64, OOV for unknown ids and nulls."""
+        """Returns the row of each id: int64, OOV for unknown ids and nulls. The number 7 and the text 7 are one id."""
         if isinstance(ids, pa.ChunkedArray):
             ids = ids.combine_chunks()
         if not len(self.keys):
             return np.full(len(ids), OOV_ROW, np.int64)
-        index = pc.index_in(ids.cast(self.keys.type), value_set=self.keys, skip_nulls=True)
+        alike = ids.type == self.keys.type or (pa.types.is_integer(ids.type) and pa.types.is_integer(self.keys.type))
+        common = self.keys.type if alike else pa.string()  # text is the one type that every id can be written in
+        index = pc.index_in(ids.cast(common), value_set=self.keys.cast(common), skip_nulls=True)
         return np.asarray(pc.fill_null(index, OOV_ROW - RESERVED_ROWS), np.int64) + RESERVED_ROWS
 
     def write(self, path: Path) -> None:

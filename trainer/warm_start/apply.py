@@ -129,9 +129,7 @@ def tensor_blocks(
     factors = [place.weight for place in places]
     for rows in blocks:
         # No name for the block: it would live on while the next one is built.
-        yield _blended(
-            fate, transfer, target, moved(places, read, initial(rows), rows.start, rows.stop, factors, added), initial, rows
-        )
+        yield _blended(fate, transfer, target, moved(places, read, initial(rows), rows.start, rows.stop, factors, added), initial, rows)
 
 
 def moved(

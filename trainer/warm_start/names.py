@@ -153,7 +153,7 @@ def _stacks(renamed: Iterable[str], target: Side) -> dict[str, tuple[int, int]]:
 def _places(stack: str, before: int, after: int, insert_at: Mapping[str, list[int]]) -> list[tuple[int, int]]:
     """Returns, for each layer of the challenger, (layer of production or -1, layer of production that a stacked copy takes)."""
     new = insert_at.get(stack, list(range(before, after)))
-    if stack in insert_at and (len(set(new)) != after - before or any(not 0 <= place < after for place in new)):
+    if stack in insert_at and (len(new) != after - before or len(set(new)) != len(new) or any(not 0 <= place < after for place in new)):
         raise ConfigError(
             "places of added layers do not fit",
             where=f"warm_start.insert_at.{stack}",

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.compute as pc
 
 from trainer.errors import CheckpointError
 from trainer.schema.transfer import AxisMove
-from trainer.schema.vocabulary import RESERVED_ROWS
+from trainer.schema.vocabulary import OOV_ROW, RESERVED_ROWS
 from trainer.warm_start.names import Renames
 from trainer.warm_start.side import Side
 
@@ -176,8 +175,8 @@ class Pair:
         """Returns int64 [target entries]: source entry of the same key, -1 for new keys; float64 [source entries]: traffic."""
         if axis.startswith("vocab:"):
             old, new = self.source.vocabularies[old_axis[6:]], self.target.vocabularies[axis[6:]]
-            found = np.asarray(pc.fill_null(pc.index_in(new.keys.cast(old.keys.type), value_set=old.keys), -1), np.int64)
-            index = np.concatenate([np.arange(RESERVED_ROWS), np.where(found >= 0, found + RESERVED_ROWS, -1)])
+            row_V = old.lookup(new.keys)
+            index = np.concatenate([np.arange(RESERVED_ROWS), np.where(row_V == OOV_ROW, -1, row_V)])
             return index, np.concatenate([np.zeros(RESERVED_ROWS), old.count_V.astype(np.float64)])
         known = list(self.target.keys[axis])
         renamed = [self.renames(key, known) for key in self.source.keys[axis]]

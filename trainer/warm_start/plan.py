@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.schema.transfer import FAMILIES, Rules, TensorFate, TransferPlan
 from trainer.warm_start.names import Origins, Renames, layer_of, origins
 from trainer.warm_start.places import KEYED, STREAMS, Pair, Place, is_keyed
@@ -35,10 +35,13 @@ def plan(source: Side, target: Side, rules: Rules | None = None) -> TransferPlan
         `apply` will not run such a plan.
 
     Raises:
-        ConfigError: If a rename rule is unused or makes two tensors one, or a place of an added layer is impossible.
+        ConfigError: If a rename rule is unused or makes two tensors one, a place of an added layer is impossible, or new ids are to
+            start as neighbours and items have no feature.
         CheckpointError: If a tensor does not have the size of its keys.
     """
     rules = rules or Rules()
+    if rules.new_ids == "neighbours":
+        _refuse_lonely(source, target)
     renames = Renames(rules.rename)
     found = origins(source, target, renames, rules.insert_at)
     fates = [_fate(name, source, target, found, renames, rules) for name in target.shapes]
@@ -59,6 +62,18 @@ def plan(source: Side, target: Side, rules: Rules | None = None) -> TransferPlan
     )
 
 
+def _refuse_lonely(source: Side, target: Side) -> None:
+    """Raises if new ids can have no neighbours: all of them would start as OOV without a word."""
+    known, asked = ({*side.items[1].column_names} - {"item"} if side.items else set() for side in (source, target))
+    if not known & asked:
+        raise ConfigError(
+            "new ids cannot start as their neighbours: no feature of items is known to both sides",
+            where="warm_start.new_ids",
+            got=f"production knows {', '.join(sorted(known)) or 'none'}, the challenger {', '.join(sorted(asked)) or 'none'}",
+            remedy="warm_start.new_ids=oov",
+        )
+
+
 def pair(fate: TensorFate, source: Side, target: Side, rules: Rules) -> Pair:
     """Returns both sides of a fate's tensor: what `apply` and `carry_moments` take the places of entries from."""
     return Pair(source, target, fate.source or fate.copy_of or "", fate.target or "", Renames(rules.rename), rules.new_ids)
@@ -77,8 +92,9 @@ def refused(transfer: TransferPlan) -> None:
             f"the warm start is refused: {count} cannot be carried over",
             where=wrong[0].target or wrong[0].source,
             got=wrong[0].reason,
-            remedy="change the model so that it extends production's, allow a measured difference with warm_start.approximate=true, "
-            "learn from production's scores with distill=production, or start with warm_start=none",
+            remedy="name what was renamed in warm_start.rename, change the model so that it extends production's, allow a measured "
+            "difference with warm_start.approximate=true, learn from production's scores with distill=production, or start with "
+            "warm_start=none",
         )
     for family, got in transfer.coverage.items():
         wanted = transfer.rules.coverage.get(family, 0.0)
@@ -194,7 +210,10 @@ def _fresh(blank: TensorFate, source: Side, target: Side, found: Origins, rules:
         return replace(blank, fate="inserted as identity", reason=reason, like=found.template.get(name))
     if axes and axes[0].startswith("vocab:"):
         return replace(blank, reason="zero: table of a new feature, so old outputs stay")
-    if axes[:1] == ("position",) or (name.endswith(".bias") and name.removesuffix("bias") + "weight" in source.shapes):
+    if axes[:1] == ("position",):
+        reason = f"zero, but only the last {target.shapes[name][0]} tokens of a history are read, production read all"
+        return replace(blank, reason=reason) if rules.approximate else replace(blank, fate="refused", reason=reason)
+    if name.endswith(".bias") and name.removesuffix("bias") + "weight" in source.shapes:
         return replace(blank, reason="zero: adds nothing yet")
     if "output" in axes and not name.endswith(".bias"):
         return replace(blank, reason="zero: new heads start at their base rates")
@@ -217,11 +236,11 @@ def writes_stream(name: str, side: Side) -> bool:
 def _left(name: str, reason: str, source: Side, target: Side, rules: Rules) -> TensorFate:
     axes = source.axes[name]
     fate = TensorFate(target=None, source=name, fate="dropped", shape=list(source.shapes[name]), family=family(name, axes), reason=reason)
-    if reason.startswith("the challenger has only") and not rules.approximate:
-        return replace(fate, fate="refused")
     if "feature:" in name:
         return replace(fate, reason="the feature was removed")
-    return replace(fate, reason=reason or "replaced by a fresh tensor")
+    if fate.family == "heads" or rules.approximate:
+        return replace(fate, reason=reason or "replaced by a fresh tensor")
+    return replace(fate, fate="refused")  # however small it is: a bias is no share of a trunk, and its function is lost all the same
 
 
 def _folded(fates: Sequence[TensorFate]) -> Iterator[TensorFate]:
@@ -249,7 +268,7 @@ def _inexact(fates: Sequence[TensorFate], source: Side, target: Side, rules: Rul
             if fate.family != "heads":
                 yield f"{fate.source or fate.target}: {fate.reason}"
             continue
-        if fate.fate == "initialised" and fate.reason.startswith(("fresh", "blocks of")) and (started or fate.family == "trunk"):
+        if fate.fate == "initialised" and not fate.reason.startswith("zero:") and (started or fate.family == "trunk"):
             yield f"{fate.target}: {fate.reason}"
         if fate.copy_of:
             yield f"stacked layers: {fate.target} starts as a copy of {fate.copy_of}"

@@ -87,6 +87,27 @@ def test_every_altered_file_is_refused_by_name(bundle):
     read_bundle(bundle.path)
 
 
+@pytest.mark.parametrize("name", ["trunk.safetensors.index.json", "vocab/more.parquet", "days/2026-01-01.safetensors"])
+def test_a_file_that_the_manifest_does_not_list_is_refused_by_name(bundle, name):
+    """An index beside the verified weights would be read in their place."""
+    (bundle.path / name).parent.mkdir(exist_ok=True)
+    (bundle.path / name).write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match="does not list") as error:
+        read_bundle(bundle.path)
+    assert str(error.value.where).endswith(name)
+
+
+def test_nothing_of_an_earlier_attempt_becomes_part_of_a_bundle(bundle):
+    (bundle.path / "transfer.json").write_text("{}")
+    (bundle.path / "vocab" / "former.parquet").write_bytes((bundle.path / "vocab" / "item.parquet").read_bytes())
+    state = load_file(bundle.path / TRUNK)
+    again = write_bundle(
+        bundle.path, bundle.manifest, trunk=state, serving=state, optimizer={}, vocabularies=bundle.vocabularies,
+        items=pa.table({"item": range(5)}),
+    )  # fmt: skip
+    assert again.sha256 == bundle.sha256 and set(again.vocabularies) == {"item"}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

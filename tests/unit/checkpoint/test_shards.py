@@ -20,6 +20,7 @@ def tensors():
         "half": torch.randn(33, 3, generator=generator).to(torch.bfloat16),
         "step": torch.tensor(7.0),
         "empty": torch.zeros(0, 4),
+        "flat": torch.zeros(3, 0),
         "count": torch.arange(20),
     }
 
@@ -75,6 +76,7 @@ LIES = {
         changed(lambda v: v["tensors"]["bias"].update(shape=[4], parts=[["t-00000.safetensors", 4]])),
         "not hold what the index says",
     ),
+    "number": (changed(lambda v: v["tensors"]["table"]["shape"].__setitem__(0, 100.0)), "cannot be read"),
     "version": (changed(lambda v: v.update(version=9)), "cannot read an index"),
     "type": (changed(lambda v: v["tensors"]["bias"].update(dtype="OBJECT")), "cannot be read"),
     "cut": (cut, "does not fit its data"),

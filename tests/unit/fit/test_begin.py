@@ -13,7 +13,7 @@ from trainer.config.training import WarmStartConfig
 from trainer.data import Encoder
 from trainer.data.inputs import item_table
 from trainer.errors import CheckpointError, ConfigError
-from trainer.fit.begin import begin, merged, renamed_inputs, renamed_vocabularies
+from trainer.fit.begin import begin, merged, renamed_inputs, renamed_vocabularies, transfer_report
 from trainer.schema.bundle import BundleManifest
 from trainer.schema.plain import as_plain
 
@@ -143,3 +143,14 @@ def test_neighbours_come_from_the_bundles_items(tmp_path):
     assert [not equal for equal in same] == known
     assert begun.report["new_items"]["count"] == 13
     assert pa.types.is_integer(items["feature_author"].type)
+
+
+def test_a_renamed_vocabulary_with_the_same_ids_is_reported_as_kept():
+    old = small.encoder()
+    vocabularies = {**old.vocabularies, "surface": old.vocabularies["tab"]}
+    del vocabularies["tab"]
+    inputs = dataclasses.replace(old.inputs, categorical={"surface": "surface"}, token_features={"surface": "surface"})
+    new = Encoder(inputs, vocabularies)
+    the_plan, sides = warm.transfer(old, warm.build(old), new, warm.fresh(new), rename={"tab": "surface"})
+    report = transfer_report(the_plan, None, *sides)
+    assert report["vocabularies"]["surface"] == {"kept": 3, "new": 0, "dropped": 0, "traffic_kept": 1.0}

@@ -16,7 +16,7 @@ from trainer.config import DistillConfig, FitConfig, OptimizerConfig, ScheduleCo
 from trainer.data import ShardStore, plan_batches
 from trainer.data.module import BatchModule
 from trainer.data.shards import ShardKey
-from trainer.errors import TrainingError
+from trainer.errors import CheckpointError, TrainingError
 from trainer.fit.run import fit
 from trainer.fit.schedule import schedule_of
 from trainer.fit.train import last_loss, shape_of
@@ -190,6 +190,18 @@ def test_carried_moments_are_used_by_name(tmp_path):
     assert not torch.equal(carried.trunk[name], fresh.trunk[name])
 
 
+@pytest.mark.parametrize("lacking", ["exp_avg", "exp_avg_sq", "step"])
+@pytest.mark.parametrize("name", ["norm.gain", "embedding.item.weight"])
+def test_moments_that_belong_together_and_are_not_all_there_are_refused_by_name(tmp_path, name, lacking):
+    ranker, *_ = prepared(tmp_path)
+    parameter = dict(ranker.named_parameters())[name]
+    state = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.ones_like(parameter), "step": torch.tensor(9.0)}
+    del state[lacking]
+    with pytest.raises(CheckpointError, match="incomplete") as error:
+        run(tmp_path / "run", moments={name: state})
+    assert error.value.where == name and lacking in error.value.expected
+
+
 def test_schedule_warms_up_holds_and_anneals():
     config = ScheduleConfig(warmup_steps=10, serving="annealed", anneal_share=0.5, anneal_to=0.1)
     assert schedule_of(config, 100, warm=False).factor(99) == 1.0, "the trunk keeps its rate"
@@ -347,9 +359,7 @@ def replayed(folder, **replay):
 
     _read.cache_clear()
     before = {name: tensor.clone() for name, tensor in ranker.state_dict().items()}
-    plan = plan_batches(
-        keys[:2], store.lengths, batch_targets=32, batch_tokens=4096, passes=1, seed=0, replay=keys[2:], replay_share=0.3
-    )
+    plan = plan_batches(keys[:2], store.lengths, batch_targets=32, batch_tokens=4096, passes=1, seed=0, replay=keys[2:], replay_share=0.3)
     result = fit(
         ranker, store, plan, action_weights={"click": 1.0, "like": 0.5}, optimizer=OptimizerConfig(lr=3e-3, embedding_lr=3e-3),
         schedule=ScheduleConfig(), config=FitConfig(progress=False, device="cpu"), seed=0, warm=True, folder=folder / "fit",

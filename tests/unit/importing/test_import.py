@@ -14,6 +14,7 @@ from tests.unit.importing.conftest import DIM, HEADS, IDS, ITEMS, OPTIONS, WINDO
 from trainer.checkpoint import build_ranker, read_bundle
 from trainer.errors import CheckpointError, ConfigError, RegistryError
 from trainer.importing import rectools, run
+from trainer.importing.ids import read_ids
 from trainer.importing.probe import histories as as_batch
 from trainer.importing.run import overrides
 from trainer.release import Registry
@@ -146,6 +147,72 @@ def test_names_that_leave_something_open_are_refused(tmp_path, plain, configured
     assert nothing_written(tmp_path)
 
 
+def test_what_is_ignored_may_be_a_counter_or_no_tensor_at_all(tmp_path, plain, tensors, configured):
+    counters = {"norm.num_batches_tracked": torch.tensor(7), "mask": torch.ones(3, dtype=torch.bool), "net._extra_state": {"a": 1}}
+    torch.save({**tensors, **counters}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match="under `ignore`"):
+        run(configured("state_dict", tmp_path / "model.pt", plain))
+    names = yaml.safe_load((plain / "names.yaml").read_text())
+    (plain / "names.yaml").write_text(yaml.safe_dump({**names, "ignore": ["*.num_batches_tracked", "mask", "*._extra_state"]}))
+    assert run(configured("state_dict", tmp_path / "model.pt", plain)).proof.rows == 24
+    torch.save({"state_dict": {**tensors, **counters}}, tmp_path / "model.ckpt")
+    assert run(configured("lightning", tmp_path / "model.ckpt", plain)).proof.rows == 24
+
+
+def test_a_root_is_refused_where_the_format_has_its_own(tmp_path, plain, tensors, configured):
+    torch.save({"state_dict": tensors}, tmp_path / "model.ckpt")
+    names = yaml.safe_load((plain / "names.yaml").read_text())
+    (plain / "names.yaml").write_text(yaml.safe_dump({**names, "root": "model"}))
+    with pytest.raises(ConfigError, match="names: root"):
+        run(configured("lightning", tmp_path / "model.ckpt", plain))
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array(IDS, pa.large_string()), pa.array(IDS, pa.string_view()), pa.array(IDS).dictionary_encode(),
+        pa.array(range(ITEMS), pa.uint32()), pa.array(range(ITEMS), pa.int16()).dictionary_encode(),
+    ],
+    ids=lambda ids: str(ids.type),
+)  # fmt: skip
+def test_ids_may_be_of_any_integer_or_text_type(tmp_path, ids):
+    pq.write_table(pa.table({"id": ids, "count": pa.array(range(ITEMS), pa.int32())}), tmp_path / "items.parquet")
+    vocabulary = read_ids(tmp_path / "items.parquet", "item", "2026-01-31")
+    assert vocabulary.keys.to_pylist() == ids.to_pylist() and vocabulary.keys.type in (pa.int64(), pa.string())
+    assert vocabulary.count_V.tolist() == list(range(ITEMS))
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"id": pa.array([1, 2**64 - 1], pa.uint64())}, "64 bits"),
+        ({"id": pa.array([1.0, 2.0])}, "integers or text, not double"),
+        ({"id": pa.array(["a", None])}, "no id(?s:.*)row 1"),
+        ({"id": pa.array(["a", "b"]), "count": pa.array([3, None])}, "negative or unknown(?s:.*)b"),
+        ({"id": pa.array(["a", "b"]), "count": pa.array([-1, 3])}, "negative or unknown(?s:.*)a"),
+        ({"item": pa.array(["a", "b"])}, "column id"),
+    ],
+    ids=["too large", "floats", "null", "unknown count", "negative count", "another column"],
+)
+def test_ids_that_are_none_are_refused_by_row(tmp_path, columns, words):
+    pq.write_table(pa.table(columns), tmp_path / "items.parquet")
+    with pytest.raises(CheckpointError, match=words) as error:
+        read_ids(tmp_path / "items.parquet", "item", "2026-01-31")
+    assert "items.parquet" in str(error.value.where)
+
+
+@pytest.mark.parametrize("text", ["[1, 1180591620717411303424]", '["a", 3]', "{}", "[true]", "[1.5]", "["], ids=str)
+def test_json_ids_of_no_one_type_are_refused(tmp_path, text):
+    (tmp_path / "items.json").write_text(text)
+    with pytest.raises(CheckpointError, match="cannot read a vocabulary"):
+        read_ids(tmp_path / "items.json", "item", "2026-01-31")
+
+
+def test_text_of_another_system_is_read_as_it_is_meant(tmp_path):
+    (tmp_path / "items.txt").write_bytes("\ufeffone\r\ntwo\r\n".encode())
+    assert read_ids(tmp_path / "items.txt", "item", "2026-01-31").keys.to_pylist() == ["one", "two"]
+
+
 @pytest.mark.parametrize("text", ["model: {name: sasrec, dimm: 8}\ntensors: {}", "- a", "model: {name: gru}\ntensors: {}", "a: [", "\x00"])
 def test_names_that_cannot_be_understood_are_refused(plain, configured, text):
     (plain / "names.yaml").write_text(text)
@@ -157,8 +224,9 @@ def test_names_that_cannot_be_understood_are_refused(plain, configured, text):
     ("ids", "words"),
     [
         (IDS[:-1], "do not belong together"),
-        ([*IDS[:-1], IDS[0]], "duplicate"),
-        ([], "integer or text"),
+        ([*IDS[:-1], IDS[0]], f"two rows(?s:.*)items.txt, rows 0 and {ITEMS - 1}(?s:.*){IDS[0]}"),
+        ([], "is empty"),
+        ([IDS[0], "", *IDS[2:]], "no id(?s:.*)row 1"),
         ([*IDS[:-1], "other"], "does not know"),
     ],
 )

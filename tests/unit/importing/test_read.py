@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from tests.conftest import ROOT
 from trainer.checkpoint.header import check_header
 from trainer.errors import CheckpointError
-from trainer.importing.read import CLASS_KEYS, read_lightning, read_state
+from trainer.importing.read import CLASS_KEYS, read_state
 
 GOOD = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
 FORMATS = {"safetensors": lambda tensors, file: save_file(tensors, file), "pt": torch.save}
@@ -29,6 +29,10 @@ class Trap:
 
     def __reduce__(self):
         return (Path.touch, (self.file,))
+
+
+def read_lightning(file):
+    return read_state(file, "state_dict")
 
 
 def refused(file, words, read=read_state):
@@ -237,3 +241,21 @@ def test_the_command_says_what_it_proved(tmp_path, exported):
 
 def test_unknown_keys_are_refused(tmp_path):
     assert command("format=rectools", "checkpiont=x", "as_of=2026-01-31").returncode == 2
+
+
+def test_a_tensor_that_claims_more_than_the_file_holds_is_refused_unexpanded(tmp_path):
+    torch.save({"a": torch.ones(1).expand(10**6, 10**6)}, tmp_path / "m.pt")
+    refused(tmp_path / "m.pt", "claims more elements(?s:.*): a")
+
+
+@pytest.mark.parametrize(
+    "value", [torch.ones(2, dtype=torch.complex64), torch.ones(2).to(torch.float8_e4m3fn), torch.ones(2, dtype=torch.int8)]
+)
+def test_numbers_that_training_cannot_go_on_from_are_refused_by_tensor(tmp_path, value):
+    torch.save({"a": value}, tmp_path / "m.pt")
+    refused(tmp_path / "m.pt", "quantised, sparse or integer(?s:.*): a")
+
+
+def test_a_double_that_is_infinite_as_float32_is_refused(tmp_path):
+    torch.save({"a": torch.tensor([1.0, 1e300], dtype=torch.float64)}, tmp_path / "m.pt")
+    refused(tmp_path / "m.pt", "not finite as float32(?s:.*): a")

@@ -101,7 +101,7 @@ def test_added_layers_are_bit_equal_wherever_they_stand(architecture):
         assert inserted == set(map(str, places))
 
 
-@pytest.mark.parametrize("places", [[4], [1], [1, 1], [1, 2, 3]], ids=str)
+@pytest.mark.parametrize("places", [[4], [1], [1, 1], [1, 2, 3], [1, 1, 2]], ids=str)
 def test_impossible_places_of_layers_are_refused(places):
     encoder = small.encoder()
     with pytest.raises(ConfigError, match="2 different places from 0 to 3"):

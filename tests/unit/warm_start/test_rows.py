@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests import small, warm
-from trainer.errors import CheckpointError
+from trainer.data import Encoder
+from trainer.errors import CheckpointError, ConfigError
 from trainer.warm_start import Rules, Side, apply, plan
 from trainer.warm_start.measure import measure_new_items
 
@@ -140,3 +141,27 @@ def test_old_items_lose_little_room_to_new_ones(policy, noise):
         target.state_dict()[TABLE][-100:] *= 0
         target.state_dict()[TABLE][-100:] += 3 * source.state_dict()[TABLE][2:].std() * torch.randn(100, 16)
     assert measure_new_items(target, [warm.batch_of(new)], *sides, items, torch.full((1100, 1), 2))["softmax_nats"] > 0.05
+
+
+@both
+def test_ids_that_became_text_keep_their_rows(architecture):
+    old = small.encoder()
+    keys = old.vocabularies["item"].keys.to_pylist()
+    text = small.vocabulary("item", [str(key) for key in keys[::-1]] + ["new"])
+    new = Encoder(old.inputs, {**old.vocabularies, "item": text})
+    source, target = warm.build(old, name=architecture), warm.fresh(new, name=architecture)
+    the_plan, _ = warm.transfer(old, source, new, target)
+    assert the_plan.exact
+    assert torch.equal(target.state_dict()[TABLE][2:42], source.state_dict()[TABLE][2:].flip(0))
+    assert torch.equal(target.state_dict()[TABLE][42], source.state_dict()[TABLE][1])
+
+
+@pytest.mark.parametrize("features", [{}, {"genre": pa.array(range(30))}], ids=["no items", "another feature"])
+def test_neighbours_of_items_without_a_common_feature_are_refused(features):
+    encoder = small.encoder(items=range(100, 130))
+    source, target = warm.build(encoder), warm.fresh(encoder)
+    old = Side.of(source, encoder.vocabularies, items=items_of(encoder, {"author": pa.array(range(30))}))
+    new = Side.of(target, encoder.vocabularies, items=items_of(encoder, features) if features else None)
+    with pytest.raises(ConfigError, match="no feature of items is known to both") as error:
+        plan(old, new, Rules(new_ids="neighbours"))
+    assert error.value.where == "warm_start.new_ids" and "feature_author" in error.value.got

@@ -10,7 +10,7 @@ from trainer.config import RetrainConfig
 from trainer.days import DayPlan
 from trainer.errors import ConfigError, nearest
 from trainer.fit import Trained
-from trainer.schema.examples import ExamplesManifest
+from trainer.schema.examples import ExamplesManifest, FeatureMatch
 from trainer.schema.health import HealthMap
 from trainer.schema.plain import as_plain
 from trainer.schema.summary import StageRecord, Summary
@@ -101,11 +101,24 @@ def _data(health: HealthMap, days: DayPlan, examples: ExamplesManifest) -> dict[
         "duplicates": examples.duplicates,
         "late": examples.late,
         "sampled_negatives": sum(examples.negatives.values()),
+        "logged_features": {name: _match_rates(found) for name, found in examples.matches.items()},
         "holdout": days.holdout,
         "train": days.train,
         "seen": days.seen,
         "refused": days.refused,
         "unripe": days.unripe,
+    }
+
+
+def _match_rates(days: dict[str, FeatureMatch]) -> dict[str, Any]:
+    """How well a rebuilt feature repeats the logged one, over all days and on the worst of them; None where nothing is compared."""
+    rates = {day: match.matched / match.compared for day, match in days.items() if match.compared}
+    compared = sum(match.compared for match in days.values())
+    return {
+        "compared": compared,
+        "match_rate": sum(match.matched for match in days.values()) / compared if compared else None,
+        "worst_day": min(rates, key=rates.__getitem__) if rates else None,
+        "days": rates,
     }
 
 

@@ -16,7 +16,7 @@ from trainer.logs.conform import Finding
 from trainer.logs.hashing import combine, hash_ids
 from trainer.logs.roles import carried_columns
 from trainer.logs.values import Values, bounded, categorical, evaluated, numbers
-from trainer.schema.examples import CARRIED, FEATURE, LABEL, LOGGED
+from trainer.schema.examples import CARRIED, FEATURE, LABEL, LOGGED, SERVED
 from trainer.schema.logs import ColumnSpec, LogSpec, TimeSpec
 from trainer.schema.time import DAY_MS, TICKS_PER_MS, day_end_ms, day_start_ms
 
@@ -203,9 +203,19 @@ def _extras(table: pa.Table, spec: LogSpec, findings: list[Finding]) -> dict[str
         top = 1.0 if spec.actions[action].kind == "binary" else None
         score = bounded(evaluated(table, column, spec.timezone), column, 0.0, top, findings)
         extras[LOGGED + action] = pa.array(score.value_N.astype(np.float64), mask=~score.valid_N)
+    for name, source in spec.logged_features.items():
+        extras[SERVED + name] = _served(table, source, spec.timezone, findings)
     for name, column in carried_columns(spec).items():
         extras[CARRIED + name] = _whole(table[column])
     return extras
+
+
+def _served(table: pa.Table, source: str, zone: str, findings: list[Finding]) -> pa.Array:
+    """Returns a feature's logged value: text as it stands, else float64."""
+    if source in table.column_names and pa.types.is_string(table[source].type):
+        return _whole(table[source])
+    value = bounded(evaluated(table, source, zone), source, None, None, findings)
+    return pa.array(value.value_N.astype(np.float64), mask=~value.valid_N)
 
 
 def _delivery(table: pa.Table, spec: LogSpec, columns: dict[str, pa.Array]) -> np.ndarray:

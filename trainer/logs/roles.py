@@ -37,6 +37,8 @@ def source_columns(spec: LogSpec) -> dict[str, str]:
     optional = (spec.request, spec.position, spec.serving_version, spec.experiment_arm, spec.exposure_probability, spec.negative_rate)
     add(EXTRA, [column for column in optional if column])
     add(EXTRA, [*spec.logged_scores.values(), *spec.carried.values()])
+    for source in spec.logged_features.values():
+        add(EXTRA, columns_of(source))
     return dict(sorted(roles.items()))
 
 

@@ -15,7 +15,7 @@ from trainer.logs.hashing import combine, hash_ids
 from trainer.rebuild.kernels import merged_intervals
 from trainer.rebuild.serving import ripe
 from trainer.rebuild.sides import SideTable, join
-from trainer.schema.examples import CARRIED, FEATURE, LABEL, LOGGED
+from trainer.schema.examples import CARRIED, FEATURE, LABEL, LOGGED, SERVED
 from trainer.schema.ids import splitmix64
 from trainer.schema.logs import LogSpec, NegativesSpec
 from trainer.schema.time import parse_duration
@@ -129,7 +129,7 @@ def with_negatives(events: pa.Table, pool: Candidates, spec: LogSpec, tables: li
         if name.startswith(LABEL):
             kind = spec.actions[name.removeprefix(LABEL)].kind
             replaced[name] = pa.nulls(len(rows), pa.float32()) if kind == "duration" else pa.array(np.zeros(len(rows), np.float32))
-        elif name.startswith(LOGGED) or name in _EVENT_ONLY:
+        elif name.startswith((LOGGED, SERVED)) or name in _EVENT_ONLY:
             replaced[name] = pa.nulls(len(rows), rows.schema.field(name).type)
     kept = [name for name in rows.column_names if name not in item_features]
     negatives = pa.table({name: replaced.get(name, rows[name]) for name in kept})

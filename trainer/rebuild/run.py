@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainer.config import RebuildConfig
 from trainer.errors import DataError
-from trainer.rebuild import plan
+from trainer.rebuild import parity, plan
 from trainer.rebuild.audit import audit
 from trainer.rebuild.context import Context
 from trainer.rebuild.coverage import day_share
@@ -22,6 +22,7 @@ from trainer.rebuild.timelines import record_name, write_timelines
 from trainer.rebuild.vocabularies import build, count_ids, vocabulary_columns
 from trainer.schema.examples import (
     ExamplesManifest,
+    FeatureMatch,
     PartitionRecord,
     examples_path,
     final_tail_path,
@@ -68,6 +69,7 @@ def rebuild(
         spec, features, config.root, config.user_buckets, config.entity_buckets, config.compression, max_history, as_of_ms,
         config.coverage_floor,
     )  # fmt: skip
+    parity.check_names(context, {**numeric_names(context), **dict.fromkeys(categorical_names(context))})
     wanted = _wanted(health, days)
     with owned(context.folder), Pool(engine_of(config.engine, config.workers)) as pool:
         source = _ingest(context, health, wanted[-1], pool)
@@ -91,6 +93,7 @@ def rebuild(
         duplicates={day: repeats[day] for day in wanted},
         late={day: health.days[day].late for day in wanted},
         negatives={day: sum(int(examples[day, b].facts["negatives"]) for b in range(context.user_buckets)) for day in wanted},
+        matches=_matches(context, wanted, examples),
         final_tail_day=_final_day(source),
         final_tails=[_only_hash(context, tail, final_tail_path(context.folder, _final_day(source), b)) for b, tail in enumerate(finals)],
     )
@@ -218,6 +221,13 @@ def _vocabularies(context: Context, days: Sequence[str], pool: Pool) -> None:
     counts = pool.run("vocabularies", tasks)
     for name in vocabulary_columns(names):
         build(name, days, [count[name] for count in counts]).write(vocabulary_path(context.folder, name))
+
+
+def _matches(
+    context: Context, wanted: Sequence[str], examples: dict[tuple[str, int], Record]
+) -> dict[str, dict[str, FeatureMatch]]:
+    days = {day: parity.total([examples[day, bucket].facts["matches"] for bucket in range(context.user_buckets)]) for day in wanted}
+    return {name: {day: found[name] for day, found in days.items()} for name in context.spec.logged_features}
 
 
 def _partition(

@@ -17,6 +17,7 @@ from trainer.rebuild.entities import columns_needed, entity_log, is_user_keyed, 
 from trainer.rebuild.events import read_events, read_many
 from trainer.rebuild.kernels import CounterKernel, Primitive
 from trainer.rebuild.negatives import candidates, with_negatives
+from trainer.rebuild.parity import matches
 from trainer.rebuild.serving import ripe, served
 from trainer.rebuild.sides import side_tables
 from trainer.rebuild.store import Record, finish, write_table
@@ -68,7 +69,7 @@ def write_examples(context: Context, bucket: int, days: Sequence[str], sources: 
         path = examples_path(context.folder, day, bucket)
         digest = write_table(path, table, context.compression)
         events = int(pc.sum(table["is_event"].cast(pa.int64())).as_py() or 0)
-        facts = {"rows": len(table), "events": events, "negatives": len(table) - events}
+        facts = {"rows": len(table), "events": events, "negatives": len(table) - events, "matches": matches(context, table)}
         record = Record(keys[day], {str(path.relative_to(context.folder)): digest}, facts)
         records.append(finish(context.folder, f"examples/{day}.{bucket:02d}", record))
     return records

@@ -23,6 +23,7 @@ Columns (types of `user`, `item` and categorical features are the log's: int64 o
     label_<action>           float32, null = unknown; ripe once max(known_at, event_time + maturity) <= as_of
     feature_<name>           float32 (numeric) or int64 | string (categorical); null = missing or masked
     logged_<action>          float64, production's score as logged
+    served_<name>            a feature as production logged it; compared with the rebuilt one, never a feature itself
     carried_<name>           as logged; for slices and analysis, never a feature
 
 A tail holds, for every user with a row on its day, the last L tokens that were available when the business day began, and all
@@ -53,6 +54,7 @@ EXAMPLES_VERSION = 1
 LABEL = "label_"
 FEATURE = "feature_"
 LOGGED = "logged_"
+SERVED = "served_"
 CARRIED = "carried_"
 
 TIMES = ("event_time", "request_time", "known_at", "available")
@@ -83,6 +85,26 @@ class PartitionRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureMatch:
+    """How well a rebuilt feature repeats what production logged, on the events of one day.
+
+    Attributes:
+        logged: Events with a logged value.
+        compared: Those of them whose rebuilt value is known too.
+        matched: Those of them that agree: exactly for counts and categories, within 1e-4 for other numbers.
+    """
+
+    logged: int
+    compared: int
+    matched: int
+
+    def __add__(self, other: FeatureMatch) -> FeatureMatch:
+        return FeatureMatch(
+            logged=self.logged + other.logged, compared=self.compared + other.compared, matched=self.matched + other.matched
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExamplesManifest:
     """What a rebuild produced.
 
@@ -100,6 +122,7 @@ class ExamplesManifest:
         duplicates: Day -> duplicate deliveries removed.
         late: Day -> rows known only after their business day had ended.
         negatives: Day -> sampled negatives added.
+        matches: Logged feature -> day -> how well the rebuilt one repeats it.
         final_tail_day: Day whose tail holds every user: the day after the last source day.
         final_tails: Hash of each user bucket's final tail.
     """
@@ -117,6 +140,7 @@ class ExamplesManifest:
     duplicates: dict[str, int] = field(default_factory=dict)
     late: dict[str, int] = field(default_factory=dict)
     negatives: dict[str, int] = field(default_factory=dict)
+    matches: dict[str, dict[str, FeatureMatch]] = field(default_factory=dict)
     final_tail_day: str = ""
     final_tails: list[str] = field(default_factory=list)
 

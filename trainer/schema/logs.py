@@ -248,6 +248,7 @@ class LogSpec:
         serving: Freshness of histories in production.
         negatives: Sampler for click-only logs.
         logged_scores: Action -> column with production's score as logged.
+        logged_features: Rebuilt feature -> column (or expression) with the value that production used; compared, never trained on.
         carried: Output name -> column that is carried to examples for slices and analysis only, never a feature.
         position: Optional column with the position in the slate (carried; a feature only if declared one).
         serving_version: Optional column with the version that served the row (carried).
@@ -276,6 +277,7 @@ class LogSpec:
     serving: ServingSpec = field(default_factory=ServingSpec)
     negatives: NegativesSpec | None = None
     logged_scores: dict[str, str] = field(default_factory=dict)
+    logged_features: dict[str, str] = field(default_factory=dict)
     carried: dict[str, str] = field(default_factory=dict)
     position: str | None = None
     serving_version: str | None = None

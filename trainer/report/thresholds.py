@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from trainer.report.artefacts import Artefacts
 from trainer.report.scores import BINARY, PAIR, ActionScores, weighted_quantiles
 from trainer.schema.verdict import ALL
 
-_STAND_IN = "share_top_"
+_STAND_IN = re.compile(r"share_top_([\d.]+)%")  # the whole name: against the reference it goes on
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def _declared(run: Artefacts, action: str) -> list[tuple[str, float]]:
 def _stand_ins(run: Artefacts, action: str, theirs_N: np.ndarray, weight_N: np.ndarray) -> Iterator[tuple[str, float]]:
     """Production's quantiles at the shares that the gate compared."""
     for check in run.checks:
-        if check.name.startswith(_STAND_IN) and (check.action, check.slice) == (action, ALL) and check.outcome != "not_applicable":
-            share = float(check.name.removeprefix(_STAND_IN).removesuffix("%")) / 100
+        match = _STAND_IN.fullmatch(check.name)
+        if match and (check.action, check.slice) == (action, ALL) and check.outcome != "not_applicable":
+            share = float(match[1]) / 100
             yield f"top {100 * share:g} %", float(weighted_quantiles(theirs_N, weight_N, np.array([1 - share]))[0])

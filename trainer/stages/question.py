@@ -41,9 +41,16 @@ def judged_before(job: Job, asked: str) -> bool:
 
 
 def nothing_to_do(job: Job, asked: str) -> Summary:
-    """Says what an earlier run decided. A summary that lies in the folder already is the better one and stays."""
+    """Says what an earlier run decided. A summary that lies in the folder already is the better one and stays.
+
+    A run that was stopped between its verdict and its report gets the page now.
+    """
     entry = job.registry.judged(asked)
     reason = f"the same day, configuration and data were judged {entry.verdict if entry else ''} before"
     print(f"nothing to do: {reason}", flush=True)
     summary = Summary(verdict=None, as_of=job.as_of, status="nothing to do", reason=reason, stages=job.run.records)
+    if (job.run.path / "verdict.json").is_file() and not (job.run.path / "report.html").is_file():
+        from trainer.report import render
+
+        print(f"{'report':<11}{render(job.run.path)}", flush=True)
     return summary if job.run.summary() is not None else job.run.finish(summary)

@@ -11,6 +11,7 @@ at once through one mask; tests hold them equal. Additional shape suffixes:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -36,13 +37,18 @@ class Rotary(nn.Module):
         self.register_buffer("frequency", base ** (-torch.arange(0, head_dim, 2) / head_dim))
 
     def forward(self, position_R: Tensor) -> Tensor:
-        """Returns complex [R, 1, E/2]: the rotation at each position."""
+        """Returns complex [R, 1, E/2]: the rotation at each position (in an exported graph its parts, [R, 1, E/2, 2])."""
         angle_RE = position_R[:, None, None] * self.frequency
+        if torch.compiler.is_exporting():  # other runtimes have no complex numbers
+            return torch.stack([angle_RE.cos(), angle_RE.sin()], -1)
         return torch.polar(torch.ones_like(angle_RE), angle_RE)
 
     def rotate(self, x_RHE: Tensor, rotation_R1E: Tensor) -> Tensor:
         """Rotates [R, H, E] in the precision of the frequencies, also under autocast."""
         pairs = x_RHE.to(self.frequency.dtype).unflatten(-1, (-1, 2))
+        if torch.compiler.is_exporting():
+            (first, second), (cos, sin) = pairs.unbind(-1), rotation_R1E.unbind(-1)
+            return torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2)
         return torch.view_as_real(torch.view_as_complex(pairs) * rotation_R1E).flatten(-2)
 
 
@@ -70,6 +76,22 @@ class Padded:
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
+class CausalAttention(Protocol):
+    """How rows are arranged for softmax attention to earlier rows: in packed groups, or padded (`models.dense`)."""
+
+    def attend(self, q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor) -> Tensor:
+        """Attends from every row to its own sequence up to itself, [R, H, E] each; queries come scaled and rotated."""
+        ...
+
+
+class PointwiseAttention(Protocol):
+    """How rows and targets are arranged for pointwise attention: in packed groups, or padded (`models.dense`)."""
+
+    def attend(self, q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_PH: Tensor) -> Tensor:
+        """Attends as `pointwise_attention` does, [Q, H, E] each; queries come scaled."""
+        ...
+
+
 @dataclass(frozen=True)
 class CausalLayout:
     """Rows of a batch, arranged for causal self-attention.
@@ -83,6 +105,10 @@ class CausalLayout:
     padded: Padded
     inverse_R: Tensor
     bias: tuple[Tensor | None, ...]
+
+    def attend(self, q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor) -> Tensor:
+        """Attends as `causal_attention`."""
+        return causal_attention(q_RHE, k_RHE, v_RHE, self)
 
 
 def causal_layout(packing: Packing, padding: int | None = None) -> CausalLayout:
@@ -198,6 +224,10 @@ class PairLayout:
     inverse_Q: Tensor
     self_bias_N: Tensor
 
+    def attend(self, q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_PH: Tensor) -> Tensor:
+        """Attends as `pointwise_attention`."""
+        return pointwise_attention(q_QHE, k_QHE, v_QHE, bias_PH, self)
+
 
 def pair_layout(packing: Packing, seen: Seen) -> PairLayout:
     """Groups sequences by their number of rows and of rows plus targets, and looks up every pair's bias row once a batch."""
@@ -211,7 +241,7 @@ def pair_layout(packing: Packing, seen: Seen) -> PairLayout:
     bias = tuple(_pair_bias(seen, *pair) for pair in zip(queries.indices(), keys.indices(), strict=True))
     inverse_Q = _inverse(queries, [asking_S[group_B] for group_B in groups], rows + targets)
     time_N = seen.time_Q[rows:]
-    return PairLayout(queries, keys, bias, inverse_Q, _bias_row(torch.zeros_like(time_N), gap_bucket(time_N, time_N)))
+    return PairLayout(queries, keys, bias, inverse_Q, bias_row(torch.zeros_like(time_N), gap_bucket(time_N, time_N)))
 
 
 def _asking_order(packing: Packing) -> Tensor:
@@ -226,10 +256,11 @@ def _pair_bias(seen: Seen, query_BL: Tensor, key_BM: Tensor) -> Tensor:
     distance_BLM = seen.position_Q[query_BL][:, :, None] - seen.position_Q[key_BM][:, None, :]
     gap_BLM = gap_bucket(seen.time_Q[query_BL][:, :, None], seen.time_Q[key_BM][:, None, :])
     place_M = torch.arange(key_BM.shape[1], device=key_BM.device)
-    return _bias_row(position_bucket(distance_BLM), gap_BLM).masked_fill_(place_M >= seen.visible_Q[query_BL][:, :, None], HIDDEN)
+    return bias_row(position_bucket(distance_BLM), gap_BLM).masked_fill_(place_M >= seen.visible_Q[query_BL][:, :, None], HIDDEN)
 
 
-def _bias_row(position: Tensor, gap: Tensor) -> Tensor:
+def bias_row(position: Tensor, gap: Tensor) -> Tensor:
+    """Returns the int32 bias row of each (position bucket, gap bucket)."""
     return (position * GAP_BUCKETS + gap).int()
 
 
@@ -275,7 +306,7 @@ def dense_pointwise_attention(
     visible = same & (index_Q[None, :] < rows) & (seen.position_Q[None, :] < seen.visible_Q[:, None])
     visible |= index_Q[:, None] == index_Q[None, :]
     position = position_bucket(seen.position_Q[:, None] - seen.position_Q[None, :])
-    bias_QQH = bias_PH[_bias_row(position, gap_bucket(seen.time_Q[:, None], seen.time_Q[None, :])).long()]
+    bias_QQH = bias_PH[bias_row(position, gap_bucket(seen.time_Q[:, None], seen.time_Q[None, :])).long()]
     weight_HQQ = F.silu(torch.einsum("qhe,khe->hqk", q_QHE, k_QHE) + bias_QQH.movedim(-1, 0)).masked_fill(~visible, 0.0)
     return torch.einsum("hqk,khe->qhe", weight_HQQ, v_QHE)
 

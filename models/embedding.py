@@ -91,7 +91,7 @@ class TokenEmbedding(nn.Module):
         front_D = token_TD.new_zeros(token_TD.shape[1]) if self.bos is None else self.bos
         row_RD = torch.cat([front_D[None], token_TD]).index_select(0, packing.source_R)
         if self.position is not None:  # older tokens than there are rows share the oldest row
-            row_RD = row_RD + nn.functional.embedding(packing.from_end_R.clamp(max=len(self.position) - 1), self.position)
+            row_RD = row_RD + nn.functional.embedding(packing.from_end_R.clamp(0, len(self.position) - 1), self.position)
         return self.dropout(row_RD + nn.functional.embedding(gap_bucket(time_R, before_R), self.gap))
 
     def target_rows(self, batch: Batch, packing: Packing) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import PairLayout, Seen, pair_layout, pointwise_attention
+from models.attention import PointwiseAttention, Seen, pair_layout
 from models.batch import Batch
 from models.embedding import ItemTower, TokenEmbedding
 from models.heads import ContextNetwork, TwoTowerHead
@@ -48,17 +48,28 @@ class HSTU(Ranker):
         Raises:
             ValueError: If the ranker has no actions, or the batch does not fit the shape.
         """
+        packing = pack(batch)
+        return self.score(batch, packing, pair_layout(packing, seen(batch, packing)))[0]
+
+    def score(self, batch: Batch, packing: Packing, attention: PointwiseAttention) -> tuple[Scores, Tensor]:
+        """Scores every target of a batch whose rows are arranged already: the one path of `forward` and of `models.dense`.
+
+        Returns:
+            The scores, and the product of user and item vector, [N, 1].
+
+        Raises:
+            ValueError: If the ranker has no actions, or the batch does not fit the shape.
+        """
         if self.auxiliary is None or self.context is None:
             raise ValueError("this ranker has no actions to score; train it on `states` and `item_vectors`")
-        packing = pack(batch)
-        rows = len(packing.sequence_R)
-        wanted = torch.cat([packing.state_N, torch.arange(rows, rows + batch.targets, device=packing.state_N.device)])
+        rows, targets = packing.sequence_R.shape[0], batch.target_item_N.shape[0]  # `len` would fix both in an exported graph
+        wanted = torch.cat([packing.state_N, torch.arange(rows, rows + targets, device=packing.state_N.device)])
         x_QD = torch.cat([self.embedding.rows(batch, packing), self.embedding.target_rows(batch, packing)])
-        state_2ND = self._trunk(x_QD, packing, _seen(batch, packing), wanted)
-        user_ND, target_ND = state_2ND[: batch.targets], state_2ND[batch.targets :]
+        state_2ND = self._trunk(x_QD, attention, wanted)
+        user_ND, target_ND = state_2ND[:targets], state_2ND[targets:]
         item_ND = self.item_vectors(batch.target_item_N, batch.target_item_features_NI)
         output_NO, shared_NC = self.context(batch, packing, target_ND, item_ND)
-        return Scores(output_NO, self.auxiliary(user_ND, item_ND), shared_NC)
+        return Scores(output_NO, self.auxiliary(user_ND, item_ND), shared_NC), self.auxiliary.product(user_ND, item_ND)
 
     def states(self, batch: Batch) -> Tensor:
         """Returns [T + S, D]: the state of every row, in row order (`models.packing`): BOS, then the sequence's tokens."""
@@ -80,22 +91,21 @@ class HSTU(Ranker):
 
     def _states(self, batch: Batch, packing: Packing, wanted: Tensor | None) -> Tensor:
         alone = packing.without_targets()
-        return self._trunk(self.embedding.rows(batch, packing), alone, _seen_rows(batch, alone), wanted)
+        return self._trunk(self.embedding.rows(batch, packing), pair_layout(alone, _seen_rows(batch, alone)), wanted)
 
-    def _trunk(self, x_QD: Tensor, packing: Packing, seen: Seen, wanted: Tensor | None) -> Tensor:
+    def _trunk(self, x_QD: Tensor, attention: PointwiseAttention, wanted: Tensor | None) -> Tensor:
         """States of all rows, or of the `wanted` ones: what only feeds other rows is left out of the last block."""
-        layout = pair_layout(packing, seen)
         for block in self.blocks[:-1]:
-            x_QD = block(x_QD, layout)
-        return self.norm(self.blocks[-1](x_QD, layout, wanted))
+            x_QD = block(x_QD, attention)
+        return self.norm(self.blocks[-1](x_QD, attention, wanted))
 
 
 def _seen_rows(batch: Batch, packing: Packing) -> Seen:
     return Seen(packing.sequence_R, packing.position_R, row_times(batch, packing), packing.position_R + 1)
 
 
-def _seen(batch: Batch, packing: Packing) -> Seen:
-    """Rows see up to themselves; a target stands behind, and sees up to, the last token available to it."""
+def seen(batch: Batch, packing: Packing) -> Seen:
+    """Says what rows and targets know: rows see up to themselves; a target stands behind, and sees up to, the last token it may read."""
     rows, after_N = _seen_rows(batch, packing), batch.target_position_N + 1
     return Seen(
         torch.cat([rows.sequence_Q, batch.target_sequence_N]),
@@ -126,12 +136,12 @@ class GatedBlock(nn.Module):
         self.out = Projection(inner, dim, ("dim", "head"), std=TABLE_STD / math.sqrt(shape.layers))
         self.dropout = Dropout(shape.dropout)
 
-    def forward(self, x_QD: Tensor, layout: PairLayout, wanted: Tensor | None = None) -> Tensor:
+    def forward(self, x_QD: Tensor, attention: PointwiseAttention, wanted: Tensor | None = None) -> Tensor:
         """Maps asking rows [Q, D] to asking rows [Q, D], or to the `wanted` ones only."""
         seen_QD = self.norm(x_QD)
         q_QHE, k_QHE, v_QHE = (self._by_head(project, seen_QD) for project in (self.query, self.key, self.value))
         bias_PH = (self.position_bias[:, None] + self.gap_bias).flatten(0, 1)
-        attended_QHE = pointwise_attention(q_QHE * self.scale[:, None], k_QHE, v_QHE, bias_PH, layout) / NORMALISER
+        attended_QHE = attention.attend(q_QHE * self.scale[:, None], k_QHE, v_QHE, bias_PH) / NORMALISER
         if wanted is not None:
             x_QD, seen_QD, attended_QHE = (x.index_select(0, wanted) for x in (x_QD, seen_QD, attended_QHE))
         gated_QHE = self.head_norm(attended_QHE) * self._by_head(self.gate, seen_QD)

@@ -178,7 +178,7 @@ class _RMSNormalise(torch.autograd.Function):
 
 def rms_normalise(x: Tensor, eps: float) -> Tensor:
     """Divides [..., width] by its root mean square."""
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and not torch.compiler.is_exporting():
         return _RMSNormalise.apply(x, eps)
     return F.rms_norm(x, x.shape[-1:], eps=eps)
 

@@ -171,4 +171,7 @@ def position_bucket(distance: Tensor) -> Tensor:
 
 def _bit_length(value: Tensor) -> Tensor:
     """int64 bits of non-negative integers below 2^53, exact at every power of two (a logarithm is not)."""
+    if torch.compiler.is_exporting():  # other runtimes have no frexp; no bucket tells more than `_LONGEST_GAP` bits apart
+        powers = 2 ** torch.arange(_LONGEST_GAP, device=value.device)
+        return torch.bucketize(value, powers, right=True)
     return torch.frexp(value.double()).exponent.long()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import CausalLayout, Rotary, causal_attention, causal_layout
+from models.attention import CausalAttention, Rotary, causal_layout
 from models.batch import Batch
 from models.embedding import ItemTower, TokenEmbedding
 from models.heads import ContextNetwork, TwoTowerHead
@@ -48,28 +48,41 @@ class SASRec(Ranker):
         Raises:
             ValueError: If the ranker has no actions, or the batch does not fit the shape.
         """
-        if self.bilinear is None or self.context is None:
-            raise ValueError("this ranker has no actions to score; train it on `states` and `item_vectors`")
         batch = self._ending_at_targets(batch)
         packing = pack(batch)
-        user_ND = self._trunk(batch, packing, packing.state_N)
+        return self.score(batch, packing, self._arranged(packing))[0]
+
+    def score(self, batch: Batch, packing: Packing, attention: CausalAttention) -> tuple[Scores, Tensor]:
+        """Scores every target of a batch whose rows are arranged already: what `forward` and `models.dense` share.
+
+        Returns:
+            The scores, and the product of user and item vector, [N, 1].
+
+        Raises:
+            ValueError: If the ranker has no actions, or the batch does not fit the shape.
+        """
+        if self.bilinear is None or self.context is None:
+            raise ValueError("this ranker has no actions to score; train it on `states` and `item_vectors`")
+        user_ND = self._trunk(batch, packing, packing.state_N, attention)
         item_ND = self.item_vectors(batch.target_item_N, batch.target_item_features_NI)
         output_NO, shared_NC = self.context(batch, packing, user_ND, item_ND)
         product_N1 = self.bilinear.product(user_ND, item_ND)
-        return Scores(output_NO + self.bilinear(user_ND, item_ND), shared_NC=torch.cat([shared_NC, product_N1.to(shared_NC.dtype)], 1))
+        shared_NC = torch.cat([shared_NC, product_N1.to(shared_NC.dtype)], 1)
+        return Scores(output_NO + self.bilinear(user_ND, item_ND), shared_NC=shared_NC), product_N1
 
     def states(self, batch: Batch) -> Tensor:
         """Returns [T + S, D]: the state of every row, in row order (`models.packing`): BOS, then the sequence's tokens.
 
         With learned positions or padding, the window ends with the sequence, so a row knows how many tokens follow it.
         """
-        return self._trunk(batch, pack(batch), None)
+        packing = pack(batch)
+        return self._trunk(batch, packing, None, self._arranged(packing))
 
     def user_vectors(self, batch: Batch) -> Tensor:
         """Returns [N, D]: state after the tokens available to each target."""
         batch = self._ending_at_targets(batch)
         packing = pack(batch)
-        return self._trunk(batch, packing, packing.state_N)
+        return self._trunk(batch, packing, packing.state_N, self._arranged(packing))
 
     def item_vectors(self, item_M: Tensor, item_features_MI: Tensor) -> Tensor:
         """Returns [M, D]: vectors of items given by vocabulary row and feature rows."""
@@ -84,15 +97,17 @@ class SASRec(Ranker):
         from_end = self.shape.positions > 0 or self.shape.padding is not None
         return unrolled(batch, self.shape.positions) if from_end else batch
 
-    def _trunk(self, batch: Batch, packing: Packing, wanted: Tensor | None) -> Tensor:
+    def _arranged(self, packing: Packing) -> CausalAttention:
+        return causal_layout(packing, self.shape.padding)
+
+    def _trunk(self, batch: Batch, packing: Packing, wanted: Tensor | None, attention: CausalAttention) -> Tensor:
         """States of all rows, or of the `wanted` ones: what only feeds other rows is left out of the last block."""
         x_RD = self.embedding.rows(batch, packing)
-        layout = causal_layout(packing, self.shape.padding)
         turn = Turn(self.rotary, packing.position_R)
         position_R = packing.position_R
         for block in self.blocks[:-1]:
-            x_RD = block(self._emptied(x_RD, position_R), turn, layout)
-        x_RD = self.blocks[-1](self._emptied(x_RD, position_R), turn, layout, wanted)
+            x_RD = block(self._emptied(x_RD, position_R), turn, attention)
+        x_RD = self.blocks[-1](self._emptied(x_RD, position_R), turn, attention, wanted)
         return self.norm(self._emptied(x_RD, position_R if wanted is None else position_R[wanted]))
 
     def _emptied(self, x_RD: Tensor, position_R: Tensor) -> Tensor:
@@ -147,13 +162,13 @@ class Block(nn.Module):
         self.activation = F.relu if shape.activation == "relu" else F.gelu
         self.dropout = Dropout(shape.dropout)
 
-    def forward(self, x_RD: Tensor, turn: Turn, layout: CausalLayout, wanted: Tensor | None = None) -> Tensor:
+    def forward(self, x_RD: Tensor, turn: Turn, attention: CausalAttention, wanted: Tensor | None = None) -> Tensor:
         """Maps rows [R, D] to rows [R, D], or to the `wanted` rows only."""
         seen_RD = self.attention_norm(x_RD)
         read_RD, x_RD = (x_RD, seen_RD) if self.normed else (seen_RD, x_RD)
         q_RHE, k_RHE, v_RHE = map(self._by_head, (self.query(seen_RD), self.key(read_RD), self.value(read_RD)))
         q_RHE = turn(q_RHE * self.scale[:, None])
-        attended_RD = causal_attention(q_RHE, turn(k_RHE), v_RHE.to(q_RHE.dtype), layout).flatten(-2)
+        attended_RD = attention.attend(q_RHE, turn(k_RHE), v_RHE.to(q_RHE.dtype)).flatten(-2)
         if wanted is not None:
             x_RD, attended_RD = x_RD.index_select(0, wanted), attended_RD.index_select(0, wanted)
         x_RD = x_RD + self.dropout(self.out(attended_RD))

@@ -39,6 +39,7 @@ ALLOWED = {
     "evaluate": {"data", "checkpoint", "metrics"},
     "next_item": {"data", "fit", "run_dir", "checkpoint", "warm_start", "release"},
     "export": {"align"},
+    "serving": set(),
     "downstream": {"metrics"},
     "gate": {"metrics"},
     "diagnose": {"metrics"},

@@ -38,7 +38,8 @@ def retrain(config: RetrainConfig) -> Summary:
     embeddings = stages.export(job, examples, days, trained, evaluation)  # staged, not yet visible
     stages.as_of(job, examples, days, trained, embeddings)  # if asked for: what past days would have exported, without leaks
     downstream = stages.downstream(job, examples, days, evaluation, embeddings)  # the model behind the embeddings
-    verdict = stages.gate(job, trained, evaluation, embeddings, downstream)  # PROMOTE, HOLD or REJECT, and why
+    serving = stages.serving(job, trained)  # if asked for: the graph that other runtimes load, against the ranker and production's
+    verdict = stages.gate(job, trained, evaluation, embeddings, downstream, serving)  # PROMOTE, HOLD or REJECT, and why
     absorbed = stages.absorb(job, examples, days, trained, evaluation, verdict)  # after PROMOTE, if asked for: the holdout too
     release = stages.release(job, asked, trained, verdict, absorbed)  # seal, then move the pointer or leave it
     return stages.report(job, health, days, examples, trained, evaluation, embeddings, downstream, verdict, release)

@@ -12,7 +12,7 @@ from trainer.config.inputs import RebuildConfig, ScanConfig
 from trainer.config.jobs import CompareRunConfig, GateRunConfig, ReleaseRunConfig, RetrainConfig, ScanRunConfig, SimulateConfig
 from trainer.config.judging import EvaluationConfig, ValueConfig
 from trainer.config.load import load, resolve_log_spec
-from trainer.config.shipping import DownstreamConfig, ExportConfig, FeatureTable, RegistryConfig, ReleaseConfig, TrackingConfig
+from trainer.config.shipping import DownstreamConfig, ExportConfig, FeatureTable, RegistryConfig, ReleaseConfig, ServingConfig, TrackingConfig
 from trainer.config.suites import SuiteRunConfig
 from trainer.config.training import DistillConfig, FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
 
@@ -41,6 +41,7 @@ __all__ = [
     "ScanConfig",
     "ScanRunConfig",
     "ScheduleConfig",
+    "ServingConfig",
     "SimulateConfig",
     "SuiteRunConfig",
     "TrackingConfig",

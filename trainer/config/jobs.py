@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from trainer.config.inputs import RebuildConfig, ScanConfig
 from trainer.config.judging import EvaluationConfig, ValueConfig
-from trainer.config.shipping import DownstreamConfig, ExportConfig, RegistryConfig, ReleaseConfig, TrackingConfig
+from trainer.config.shipping import DownstreamConfig, ExportConfig, RegistryConfig, ReleaseConfig, ServingConfig, TrackingConfig
 from trainer.config.training import DistillConfig, FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
 from trainer.schema.features import FeatureSpec
 from trainer.schema.logs import LogSpec
@@ -43,6 +43,7 @@ class RetrainConfig:
     tracking: TrackingConfig
     next_item: NextItemConfig | None = None
     distill: DistillConfig = field(default_factory=DistillConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
 
     def __post_init__(self) -> None:
         if self.as_of is not None:

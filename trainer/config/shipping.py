@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from trainer.errors import ConfigError
+from trainer.schema.serving import FORMATS
 from trainer.schema.time import parse_day
 from trainer.schema.validate import choice, positive
 
@@ -115,6 +116,37 @@ class DownstreamConfig:
         choice("downstream.objective", self.objective, ("binary", "ranking"))
         if self.leaves < 2:
             raise ConfigError("a tree needs two leaves", where="downstream.leaves", got=self.leaves)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingConfig:
+    """The serving artefact: the ranker as a graph for other runtimes, written into the release.
+
+    Attributes:
+        enabled: Whether it is written and judged. Off by default: tracing and converting take about a minute.
+        format: ``torch_export`` and/or ``onnx`` (needs the extra ``onnx``).
+        tolerance: Largest difference from the ranker's scores on the edge set (of the largest score, where that is above one).
+        latency_budget: Relative rise of a request's p50 and p95 against production's that is tolerated.
+        size_budget: Relative rise of a file's size against production's that is tolerated.
+        candidates: Candidates of the timed request, which has a full history.
+        requests: Timed requests a block; both models take turns.
+    """
+
+    enabled: bool = False
+    format: list[str] = field(default_factory=lambda: [*FORMATS])
+    tolerance: float = 1e-5
+    latency_budget: float = 0.1
+    size_budget: float = 0.1
+    candidates: int = 100
+    requests: int = 40
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "latency_budget", "size_budget", "candidates", "requests"):
+            positive(f"serving.{name}", getattr(self, name))
+        for word in self.format:
+            choice("serving.format", word, FORMATS)
+        if not self.format:
+            raise ConfigError("an artefact without a format", where="serving.format", got="[]", remedy="serving.enabled=false")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,7 @@ def _staged(run_dir: Path, bundle: str) -> Path:
     staged = run_dir / "staged"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
-    for source, name in ((run_dir / bundle, "bundle"), (run_dir / "embeddings", "embeddings")):
+    for source, name in ((run_dir / bundle, "bundle"), (run_dir / "embeddings", "embeddings"), (run_dir / "serving", "serving")):
         if source.is_dir():
             shutil.copytree(source, staged / name)
     for name in SEALED:

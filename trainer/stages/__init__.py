@@ -9,6 +9,7 @@ from trainer.stages.inputs import plan, rebuild, scan
 from trainer.stages.judging import evaluate, gate
 from trainer.stages.question import judged_before, nothing_to_do, question
 from trainer.stages.reporting import report
+from trainer.stages.serving import serving
 from trainer.stages.shipping import absorb, downstream, export, release
 from trainer.stages.training import continue_production, dry_run, train
 
@@ -29,5 +30,6 @@ __all__ = [
     "release",
     "report",
     "scan",
+    "serving",
     "train",
 ]

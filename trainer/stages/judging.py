@@ -20,7 +20,7 @@ from trainer.schema.policy import GatePolicy
 from trainer.schema.predictions import CHALLENGER, PRODUCTION, VALUE_PRODUCTION
 from trainer.schema.record import Recorded, read_record
 from trainer.schema.suite import SUITES, SuiteCase
-from trainer.schema.verdict import Verdict
+from trainer.schema.verdict import Check, Verdict
 from trainer.schema.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -84,7 +84,12 @@ def evaluate(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Train
 
 
 def gate(
-    job: Job, trained: Trained, evaluation: Evaluation, embeddings: EmbeddingManifest | None, downstream: DownstreamReport | None
+    job: Job,
+    trained: Trained,
+    evaluation: Evaluation,
+    embeddings: EmbeddingManifest | None,
+    downstream: DownstreamReport | None,
+    serving: list[Check],
 ) -> Verdict:
     """Judges the challenger."""
     from trainer.evaluate import rescoring_checks
@@ -99,6 +104,7 @@ def gate(
 
             extra += compare_exports(live / "embeddings", job.run.path / "embeddings")
         extra += downstream.replay if downstream is not None else []
+        extra += serving
         policy = job.config.gate
         if policy.actions is None:
             policy = replace(policy, actions=job.config.data.gated_actions)

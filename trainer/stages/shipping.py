@@ -211,6 +211,10 @@ def release(job: Job, asked: str, trained: Trained, verdict: Verdict, absorbed: 
     from trainer.release.stage import stage_release
 
     served = absorbed is not None and absorbed.served
+    if served and job.config.serving.enabled:
+        from trainer.stages.serving import of_absorbed
+
+        of_absorbed(job, ABSORBED)
 
     def produce() -> dict[str, Any]:
         done = stage_release(

@@ -145,3 +145,51 @@ def snapshot(period: str, delay: str = "0") -> ServingSpec:
 def click_only(log_root: Path, sampler: str = "recent_popularity", per_positive: int = 2) -> LogSpec:
     """The same log read as clicks only."""
     return spec(log_root, negatives=NegativesSpec(per_positive=per_positive, sampler=sampler, window="1d"))
+
+
+def changed_by_one_late_row(folder: Path, seed: int = 0) -> tuple[set[tuple], set[tuple]]:
+    """Rebuilds the log below `folder`, lets one row be known eight hours later, and rebuilds again.
+
+    Returns:
+        Rows (user, item, event time, request time) whose counters changed, and those that should have.
+    """
+    log = spec(folder / "log")
+    counters = {name: COUNTERS[name] for name in ("item_views_1d", "user_views_1d")}
+    before = _counters_of_rows(log, folder / "before", counters)
+    moved, old, new = _delay_one_row(folder / "log", seed)
+    after = _counters_of_rows(log, folder / "after", counters)
+    changed = {key for key in before if key in after and before[key] != after[key]}
+    touched = [key for key in before if key in after and (key[0] == moved["uid"] or key[1] == moved["iid"])]
+    return changed, {key for key in touched if old <= key[3] < new and moved["ts"] * 1000 >= key[3] - 86_400_000}
+
+
+def _counters_of_rows(log: LogSpec, root: Path, counters: dict[str, CounterSpec]) -> dict[tuple, tuple]:
+    manifest = build(log, root, features=FeatureSpec(counters=counters, calendar=False, coverage=False))
+    found = {}
+    for day in manifest.source_days:
+        for row in rows_of(root, manifest, day).to_pylist():
+            key = (row["user"], row["item"], row["event_time"], row["request_time"])
+            found[key] = tuple(row[f"feature_{name}"] for name in counters)
+    return found
+
+
+def _delay_one_row(folder: Path, seed: int) -> tuple[dict, int, int]:
+    """Delays one row that is delivered once; returns it, and the instants (ms) from which it was and will be known."""
+    path = sorted(folder.glob("dt=*/part-0.parquet"))[1]
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    copies: dict[tuple, int] = {}
+    for row in rows:
+        key = (row["uid"], row["iid"], row["ts"])
+        copies[key] = copies.get(key, 0) + 1
+    early = sorted(row["ts"] for row in rows)[len(rows) // 3]
+    usable = [
+        index for index, row in enumerate(rows)
+        if row["uid"] is not None and row["ts"] >= early and row["known"] - row["ts"] < 600
+        and copies[row["uid"], row["iid"], row["ts"]] == 1
+    ]  # fmt: skip
+    row = rows[usable[seed]]
+    old, new = max(row["known"] * 1000, row["ts"] * 1000 + 1), (row["known"] + 8 * 3600) * 1000
+    rows[usable[seed]] = {**row, "known": row["known"] + 8 * 3600}
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    return row, old, new

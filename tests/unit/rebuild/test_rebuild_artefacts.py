@@ -16,7 +16,7 @@ import pytest
 from tests.rebuild_lab import bytes_of
 from trainer.config import RebuildConfig
 from trainer.errors import ConfigError, DataError
-from trainer.rebuild import engines, rebuild, run, targets
+from trainer.rebuild import engines, rebuild, run, store, targets
 from trainer.schema.examples import SORT_ORDER, examples_path, read_manifest, read_partition, read_tail
 from trainer.schema.features import CounterSpec, FeatureSpec
 from trainer.schema.logs import ColumnSpec, PriorHistorySpec, SideTableSpec, TimeSpec
@@ -32,9 +32,17 @@ def test_same_bytes_for_any_number_of_workers_and_any_cut_of_the_work(lab, tmp_p
     lab.build(log, tmp_path / "two", workers=2)
     monkeypatch.undo()
     monkeypatch.setattr(run.plan, "RUN_ROWS", 1)  # every day its own task
+    monkeypatch.setattr(run, "engine_of", lambda name, workers: _Backwards(workers))
     lab.build(log, tmp_path / "cut")
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "cut")
+
+
+class _Backwards(engines.LocalEngine):
+    """Makes the last task first."""
+
+    def results(self, tasks):
+        return reversed([task.function(*task.arguments) for task in reversed(tasks)])
 
 
 def test_going_on_from_an_earlier_rebuild_gives_the_same_bytes(lab, tmp_path, monkeypatch):
@@ -59,9 +67,18 @@ def test_a_repaired_day_rebuilds_only_what_depends_on_it(lab, tmp_path, monkeypa
     lab.build(log, tmp_path / "out", features=features)
     path = tmp_path / "log" / f"dt={days[2]}" / "part-0.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
-    written = _spy(monkeypatch, run, "write_examples")
+    names = ("ingest", "mark_repeats", "write_timelines", "write_examples", "write_tails")
+    calls = {name: _spy(monkeypatch, run, name) for name in names}
     lab.build(log, tmp_path / "out", features=features)
-    assert {day for call in written for day in call[2]} == {days[2], days[3]}
+    assert [call[1] for call in calls["ingest"]] == [days[2]]
+    assert {call[1] for call in calls["mark_repeats"]} == {days[2], days[3]}, "a later day may repeat its deliveries"
+    for name, buckets in (("write_timelines", 2), ("write_examples", 3)):
+        assert [call[1:3] for call in calls[name]] == [(bucket, days[2:]) for bucket in range(buckets)], name
+    assert [sorted(call[2].wanted) for call in calls["write_tails"]] == [days[2:]] * 3, "a tail holds the users of its day"
+    for made in calls.values():
+        made.clear()
+    lab.build(log, tmp_path / "out", features=features)
+    assert not any(calls.values()), "nothing changed, nothing is made"
 
 
 def test_a_damaged_output_is_built_again(lab, tmp_path):
@@ -78,38 +95,72 @@ def test_a_damaged_output_is_built_again(lab, tmp_path):
 
 
 def test_killed_at_any_write_it_goes_on_to_the_same_bytes(lab, tmp_path):
+    """Torn in the middle of a file, and killed between a file, its name, its record and the manifest."""
     lab.write_log(tmp_path / "log", days=2, rows=80)
     lab.build(lab.spec(tmp_path / "log"), tmp_path / "whole")
-    for writes in (1, 5, 11, 19, 26):
-        _killed_after(writes, tmp_path / "log", tmp_path / "killed")
-    assert not (tmp_path / "killed" / "manifest.json").exists()
+    renames = sum(1 for path in (tmp_path / "whole").rglob("*") if path.is_file() and path.name != ".lock")
+    for kind, count in (("torn", 3), ("rename", 9), ("torn", 5), ("rename", 14)):  # each goes on where the one before was killed
+        assert _killed(kind, count, tmp_path / "log", tmp_path / "killed") == -signal.SIGKILL, (kind, count)
+        assert not (tmp_path / "killed" / "manifest.json").exists()
+    left = renames - sum(1 for path in (tmp_path / "killed").rglob("*") if path.is_file() and path.suffix in (".parquet", ".json"))
+    assert _killed("rename", left, tmp_path / "log", tmp_path / "killed") == -signal.SIGKILL, "at the manifest, the last of all"
+    assert list((tmp_path / "killed").rglob(".*.tmp")) or list((tmp_path / "killed").glob(".manifest.json.*"))
     lab.build(lab.spec(tmp_path / "log"), tmp_path / "killed")
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob(".*.tmp")), "what killed runs were writing is gone"
 
 
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests import rebuild_lab as lab
-from trainer.rebuild import store
-honest, left = store.pq.write_table, [int(sys.argv[1])]
-def write(table, place, **options):
-    honest(table, place, **options)
+kind, left = sys.argv[1], [int(sys.argv[2])]
+root = sys.argv[4]
+def now():
     left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
+    return not left[0]
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+honest = Path.write_bytes
+def torn(path, data):
+    if root in str(path) and now():
+        honest(path, bytes(data)[: len(data) // 2])
+        die()
+    return honest(path, data)
+def hook(event, arguments):
+    if event == "os.rename" and root in str(arguments[1]) and now():
+        die()
 if __name__ == "__main__":
-    store.pq.write_table = write
-    lab.build(lab.spec(Path(sys.argv[2])), Path(sys.argv[3]))
+    if kind == "torn":
+        Path.write_bytes = torn
+    else:
+        sys.addaudithook(hook)
+    lab.build(lab.spec(Path(sys.argv[3])), Path(root))
 """
 
 
-def _killed_after(writes, log, root):
+def _killed(kind, count, log, root):
     script = root.parent / "killed.py"
     script.write_text(_KILLED)
-    command = [sys.executable, str(script), str(writes), str(log), str(root)]
-    done = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
-    assert done.returncode == -signal.SIGKILL
+    command = [sys.executable, str(script), kind, str(count), str(log), str(root)]
+    return subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}).returncode
+
+
+def test_two_rebuilds_do_not_work_in_one_folder(lab, tmp_path, monkeypatch, capsys):
+    lab.write_log(tmp_path / "log", days=1)
+    monkeypatch.setattr(store, "PATIENCE_S", 0.05)
+    with store.owned(tmp_path / "out"), pytest.raises(DataError, match="another rebuild works in this folder"):
+        lab.build(lab.spec(tmp_path / "log"), tmp_path / "out")
+    assert "waiting for it" in capsys.readouterr().out
+    lab.build(lab.spec(tmp_path / "log"), tmp_path / "out")
+
+
+def test_a_disk_that_does_not_keep_what_it_was_given_is_found_out(lab, tmp_path, monkeypatch):
+    honest = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: honest(path, bytes(data)[:-9] + b"x" * 9))
+    with pytest.raises(DataError, match="does not hold the bytes that were written"):
+        store.write_table(tmp_path / "x.parquet", pa.table({"a": [1, 2]}), "zstd")
+    assert not list(tmp_path.iterdir())
 
 
 def _spy(monkeypatch, module, name):

@@ -1,8 +1,6 @@
 """Every counter of every row equals the plain definition, on a log full of ties, duplicates, late and unripe rows."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from trainer.errors import ConfigError, DataError
@@ -77,44 +75,8 @@ def test_duplicates_late_rows_and_unripe_labels_are_in_the_log(lab, tmp_path):
 def test_moving_one_row_past_t_changes_exactly_the_rows_it_should(lab, tmp_path):
     """A row that becomes known later takes its contribution from the requests in between, and from no others."""
     lab.write_log(tmp_path / "log", days=3)
-    log = lab.spec(tmp_path / "log")
-    counters = {"item_views_1d": lab.COUNTERS["item_views_1d"], "user_views_1d": lab.COUNTERS["user_views_1d"]}
-    before = _day_rows(lab, log, tmp_path / "a", counters)
-    moved, old, new = _delay_one_row(tmp_path / "log")
-    after = _day_rows(lab, log, tmp_path / "b", counters)
-    changed = {key for key in before if key in after and before[key] != after[key]}
-    expected = {
-        key for key in before
-        if (key[0] == moved["uid"] or key[1] == moved["iid"]) and old <= key[3] < new and moved["ts"] * 1000 >= key[3] - 86_400_000
-    }
+    changed, expected = lab.changed_by_one_late_row(tmp_path)
     assert expected and changed == expected
-
-
-def _day_rows(lab, log, root, counters):
-    manifest = lab.build(log, root, features=FeatureSpec(counters=counters, calendar=False, coverage=False))
-    found = {}
-    for day in manifest.source_days:
-        for row in lab.rows_of(root, manifest, day).to_pylist():
-            key = (row["user"], row["item"], row["event_time"], row["request_time"])
-            found[key] = tuple(row[f"feature_{name}"] for name in counters)
-    return found
-
-
-def _delay_one_row(folder):
-    path = sorted(folder.glob("dt=*/part-0.parquet"))[1]
-    table = pq.read_table(path)
-    rows = table.to_pylist()
-    seen = {}
-    for row in rows:
-        seen.setdefault((row["uid"], row["iid"], row["ts"]), []).append(row)
-    start = sorted(row["ts"] for row in rows)[len(rows) // 3]
-    alone = [row["uid"] is not None and len(seen[row["uid"], row["iid"], row["ts"]]) == 1 for row in rows]
-    index = next(i for i, row in enumerate(rows) if alone[i] and row["ts"] >= start and row["known"] - row["ts"] < 600)
-    row = rows[index]
-    old, new = max(row["known"] * 1000, row["ts"] * 1000 + 1), (row["known"] + 8 * 3600) * 1000
-    rows[index] = {**row, "known": row["known"] + 8 * 3600}
-    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
-    return row, old, new
 
 
 def test_the_audit_refuses_events_after_the_request(lab, tmp_path, monkeypatch):

@@ -44,6 +44,7 @@ class ShardStore:
         temporary = self.root / f".{key.stem}.{os.getpid()}.tmp"
         temporary.write_bytes(buffer.getvalue())
         temporary.rename(self._path(key))
+        _read.cache_clear()  # another attempt in this process may have read a shard of that name
 
     def exists(self, key: ShardKey) -> bool:
         """Tells whether the shard has been written."""

@@ -20,10 +20,12 @@ from trainer.data import ShardStore
 from trainer.data.shards import ShardKey
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.schema.examples import LOGGED
-from trainer.schema.inputs import InputSpec
+from trainer.schema.inputs import Action, InputSpec
 from trainer.schema.logs import LogSpec
 from trainer.schema.plain import as_plain
 from trainer.schema.transfer import TensorFate
+
+MOST_STRAY = 0.01  # share of a partition's logged scores that may be garbage
 
 
 class Scored(Protocol):
@@ -98,7 +100,10 @@ class Teacher:
 
     def scores(self, examples: pa.Table, tail: pa.Table, known_until_ms: int) -> np.ndarray:
         """Returns float32 [N, A] in the order of `examples` and of the challenger's actions; NaN where the teacher is silent."""
-        given = self.scorer.score(examples, tail, known_until_ms).score_N if self.scorer is not None else _logged(examples, self.actions)
+        if self.scorer is not None:
+            given = self.scorer.score(examples, tail, known_until_ms).score_N
+        else:
+            given = {action.name: _logged(examples, action) for action in self.inputs.actions if action.name in self.actions}
         silent_N = np.full(len(examples), np.nan)
         return np.stack([given[a.name] if a.name in self.actions else silent_N for a in self.inputs.actions], 1).astype(np.float32)
 
@@ -142,8 +147,22 @@ def distilled_only(report: dict[str, Any], shapes: Mapping[str, list[int]]) -> d
     }  # fmt: skip
 
 
-def _logged(examples: pa.Table, actions: list[str]) -> dict[str, np.ndarray]:
-    """Reads logged scores; a partition without the column has none."""
-    silent = pa.nulls(len(examples), pa.float64())
-    columns = {name: examples[LOGGED + name] if LOGGED + name in examples.column_names else silent for name in actions}
-    return {name: np.asarray(pc.fill_null(column.cast(pa.float64()), np.nan), np.float64) for name, column in columns.items()}
+def _logged(examples: pa.Table, action: Action) -> np.ndarray:
+    """Reads logged scores, float64 [N]; NaN where there is none, or where a stray one cannot be a score of this kind.
+
+    Raises:
+        DataError: If more than a few cannot: the column then holds something else, such as logits, and would teach nonsense.
+    """
+    if LOGGED + action.name not in examples.column_names:
+        return np.full(len(examples), np.nan)
+    score_N = np.asarray(pc.fill_null(examples[LOGGED + action.name].cast(pa.float64()), np.nan), np.float64)
+    known_N = np.isfinite(score_N)
+    wrong_N = known_N & ((score_N < 0) | ((score_N > 1) & (action.kind == "binary")))
+    if wrong_N.sum() > MOST_STRAY * known_N.sum():
+        raise DataError(
+            "logged scores are not what their action's kind says", where=f"data.logged_scores.{action.name}",
+            got=f"{wrong_N.sum():,} of {known_N.sum():,} such as {score_N[wrong_N][0]:g}",
+            expected="probabilities from 0 to 1" if action.kind == "binary" else "values from 0",
+            remedy="map a column that holds what production expected of the action, not its logit, or leave the action out",
+        )  # fmt: skip
+    return np.where(known_N & ~wrong_N, score_N, np.nan)

@@ -74,7 +74,7 @@ def read_probe(file: Path, shape: RankerShape, items: Vocabulary) -> Probe:
     probe = _read_batch(file) if file.suffix == ".npz" else _read_histories(file, shape, items)
     if len(probe.expected) < FEWEST:
         raise CheckpointError("too few probes to prove anything", where=file, got=len(probe.expected), expected=f"at least {FEWEST}")
-    if not torch.isfinite(probe.expected).all() or not probe.expected.abs().max() > 0:
+    if not torch.isfinite(probe.expected).all() or not probe.expected.any():
         raise CheckpointError(
             "the probe's scores are not finite, or all zero", where=file, remedy="write them again with the model in eval()"
         )

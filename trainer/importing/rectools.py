@@ -34,7 +34,10 @@ def read_options(folder: Path) -> dict[str, Any]:
     try:
         options = json.loads(file.read_text())
         for name in ("n_blocks", "n_heads", "n_factors", "session_max_len"):
-            if not isinstance(options[name], int) or options[name] < 1:
+            if type(options[name]) is not int or options[name] < 1:
+                raise ValueError(f"{name} is {options[name]!r}")
+        for name in ("use_pos_emb", "use_key_padding_mask", "use_scale_factor"):
+            if not isinstance(options[name], bool):
                 raise ValueError(f"{name} is {options[name]!r}")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
@@ -63,7 +66,7 @@ def names(options: dict[str, Any]) -> NameMap:
         activation="relu", biases=True, rotary=False, positions=window if options["use_pos_emb"] else 0,
         padding=0 if options["use_key_padding_mask"] else window, normed_layers=options["n_blocks"],
     )  # fmt: skip
-    scale = dim**0.5 if options.get("use_scale_factor") else 1.0
+    scale = dim**0.5 if options["use_scale_factor"] else 1.0
     tensors = {
         "embedding.item.weight": f"{_ITEMS} * {scale!r}",
         "embedding.*": "= zero",  # gaps and actions: RecTools knows no clock and no labels, so these terms start at nothing

@@ -87,6 +87,13 @@ def verify(
 
 
 def _check(parity: Parity) -> None:
+    if parity.exact and not parity.rows:
+        raise CheckpointError(
+            "there is no row to prove the warm start on",
+            where="probe of the newest training day",
+            expected="a target whose history production can read whole",
+            remedy="train on a day that has one, or set warm_start.approximate=true and judge the result by the gate alone",
+        )
     worst = max(parity.outputs, key=parity.outputs.__getitem__, default="")
     finite = np.isfinite(parity.max_difference) and all(map(np.isfinite, parity.outputs.values()))
     if not finite or (parity.exact and parity.max_difference > parity.bound):

@@ -250,15 +250,12 @@ def test_serving_the_trunk_serves_the_trunk(tmp_path):
 
 def with_teacher(store, keys):
     """Gives every shard a teacher: a probability that depends on the item, silent on a tenth of the rows."""
-    from trainer.data.shards import _read
-
     for key in keys:
         shard = store.read(key)
         score_N = np.where(shard.target_item_N % 3 == 0, 0.6, 0.2)
         teacher_NA = np.stack([score_N, np.full(len(score_N), 0.1)], 1).astype(np.float32)
         teacher_NA[::10] = np.nan
         store.write(key, dataclasses.replace(shard, teacher_NA=teacher_NA))
-    _read.cache_clear()
 
 
 def taught(folder, **overrides):

@@ -144,6 +144,10 @@ def gap_bucket(later: Tensor, earlier: Tensor) -> Tensor:
         int64 below `GAP_BUCKETS`: 0 where a clock is missing, 1 below a second (also for negative gaps: tokens are ordered by
         availability, not by event time), then one bucket for each doubling.
     """
+    if torch.compiler.is_exporting():  # no clip, no division: onnxruntime 1.31 returned 0 for a gap of a month
+        doublings = 1000 * 2 ** torch.arange(_LONGEST_GAP, device=later.device)
+        bucket = torch.bucketize(later - earlier, doublings, right=True) + 1
+        return bucket.masked_fill((later == NO_CLOCK) | (earlier == NO_CLOCK), 0)
     seconds = (later - earlier).clamp_(min=0).div_(1000, rounding_mode="floor")
     bucket = _bit_length(seconds).clamp_(max=_LONGEST_GAP) + 1
     return bucket.masked_fill_((later == NO_CLOCK) | (earlier == NO_CLOCK), 0)

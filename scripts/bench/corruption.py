@@ -7,7 +7,8 @@ damaged in one way at a time, on its last day, by `trainer.inject`, and scanned 
 detected (a ledger row of the right kind, on the right day, that the clean log has not), placed (the right column), handled as the
 catalogue says, counted (rows reconcile; what can be counted exactly was), and what else was accused. Beside it stand plain readers
 of the same day: did they crash, hang, or deliver wrong cells without a word? A wrong cell is one that differs from the clean log's
-cell of the same event and is not null; rows that the clean log has not count whole.
+cell of the same event and is not null; rows that the clean log has not count whole. Cells are compared as scan hands them over:
+NaN becomes null, and repeated deliveries go, one step later, when rows are turned into events.
 
 The weekly kinds come first (`weekly` in trainer/schema/faults.py): they need no failing hardware and no malice. A job is killed, retried
 or finishes late (truncated, empty, missing, unexpected and doubled files, missing hours, late rows); a producer is released with another

@@ -62,6 +62,7 @@ class OptimizerConfig:
     """AdamW with groups: matrices decay, norms and biases do not; embedding tables are updated row by row, only where touched.
 
     Attributes:
+        name: ``adamw``.
         lr: Learning rate of everything but embeddings.
         tables: How embedding tables learn: ``adamw`` (two moments an entry) or ``rowwise_adagrad`` (one accumulator a row).
         embedding_lr: Learning rate of embedding tables.

@@ -1,8 +1,10 @@
 """Where training begins: production carried over, renamed, cut to what both read, measured and reported."""
 
 import dataclasses
+import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -13,9 +15,13 @@ from trainer.config.training import WarmStartConfig
 from trainer.data import Encoder
 from trainer.data.inputs import item_table
 from trainer.errors import CheckpointError, ConfigError
-from trainer.fit.begin import begin, merged, renamed_inputs, renamed_vocabularies, transfer_report
+from trainer.fit.begin import begin, merged, renamed_inputs, renamed_vocabularies, rules_of, transfer_report
 from trainer.schema.bundle import BundleManifest
+from trainer.schema.inputs import InputSpec
 from trainer.schema.plain import as_plain
+from trainer.schema.vocabulary import Vocabulary
+
+train = sys.modules["trainer.fit.train"]  # the package has a function of that name
 
 
 def bundle_of(path, ranker, encoder):
@@ -154,3 +160,34 @@ def test_a_renamed_vocabulary_with_the_same_ids_is_reported_as_kept():
     the_plan, sides = warm.transfer(old, warm.build(old), new, warm.fresh(new), rename={"tab": "surface"})
     report = transfer_report(the_plan, None, *sides)
     assert report["vocabularies"]["surface"] == {"kept": 3, "new": 0, "dropped": 0, "traffic_kept": 1.0}
+
+
+def test_every_setting_of_a_transfer_reaches_its_rules():
+    settings = {
+        "new_ids": "mean", "new_id_noise": 0.5, "rename": {"a": "b"}, "insert": "stack", "insert_at": {"blocks": [0]}, "approximate": True,
+        "shrink": 0.4, "perturb": 0.1, "coverage": {"trunk": 0.5},
+    }  # fmt: skip
+    rules = as_plain(rules_of(WarmStartConfig(**settings)))
+    assert rules == {**{name: value for name, value in settings.items() if name != "new_id_noise"}, "noise": 0.5}
+
+
+@pytest.mark.parametrize(("days", "left"), [(0, [1, 2, 3, 4]), (10, [2, 3, 4]), (3, [3, 4]), (1, [4])])
+def test_ids_that_nobody_saw_for_so_many_days_are_retired(tmp_path, monkeypatch, days, left):
+    def seen(ids, last):
+        keys = pa.array(ids)
+        return Vocabulary("item", keys, np.ones(len(ids), np.int64), pa.array(["2025-01-01"] * len(ids)), pa.array(last))
+
+    inputs = InputSpec(actions=[], history_actions=[], numeric=[], categorical={}, item_features={}, token_features={}, max_history=8)
+    seen([4], ["2026-01-31"]).write(tmp_path / "vocabularies" / "item.parquet")
+    production = SimpleNamespace(
+        manifest=SimpleNamespace(inputs=inputs), vocabularies={"item": seen([1, 2, 3], ["2026-01-01", "2026-01-25", "2026-01-28"])}
+    )
+    monkeypatch.setattr(train, "shard_keys", lambda *_: [0])
+    monkeypatch.setattr(train, "partition", lambda *_: (pa.table({"item": [4]}), None))
+    monkeypatch.setattr(train, "freeze_inputs", lambda *_, **__: inputs)
+    monkeypatch.setattr(train, "value_weights", lambda _: {})
+    config = SimpleNamespace(warm_start=WarmStartConfig(retire_after_days=days), data=SimpleNamespace(actions={}))
+    manifest = SimpleNamespace(numeric={}, categorical={})
+    plan_of_days = SimpleNamespace(train=["2026-01-30", "2026-01-31"])
+    _, vocabularies = train.freeze(config, tmp_path, manifest, plan_of_days, production, small.model_config())
+    assert vocabularies["item"].keys.to_pylist() == left

@@ -213,6 +213,12 @@ def test_schedule_warms_up_holds_and_anneals():
     assert short.factor(19) == 1.0  # a short run still reaches its rate
 
 
+def test_a_warm_run_warms_up_again_to_a_rate_of_its_own():
+    config = ScheduleConfig(warmup_steps=10, rewarm_steps=4, warm_factor=0.25)
+    factors = [schedule_of(config, 100, warm=True).factor(step) for step in range(100)]
+    assert factors[:5] == pytest.approx([0.0625, 0.125, 0.1875, 0.25, 0.25]) and factors[99] == 0.25
+
+
 ANNEALED = ScheduleConfig(warmup_steps=5, serving="annealed", anneal_share=0.4, anneal_to=0.05)
 
 

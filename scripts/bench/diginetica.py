@@ -265,7 +265,7 @@ def learn(
     task = SessionTask(
         ranker, fresh, known_V, kd, options.negatives,
         optimizer=OptimizerConfig(lr=options.lr, embedding_lr=options.table_lr, weight_decay=0.0),
-        schedule=schedule_of(ScheduleConfig(warm_factor=1.0), steps.steps, bool(moments)), ema_decay=0.0, seed=options.seed,
+        schedule=schedule_of(ScheduleConfig(warm_factor=options.warm_factor), steps.steps, bool(moments)), ema_decay=0.0, seed=options.seed,
         max_skipped_steps=0, initial_moments=moments,
     )  # fmt: skip
     trainer = L.Trainer(
@@ -415,6 +415,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--table-lr", type=float, default=3e-2, help="of item rows: a rare item is touched a few times only")
+    parser.add_argument("--warm-factor", type=float, default=0.3, help="factor on both rates of a warm start")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--negatives", type=int, default=1024)
     parser.add_argument("--questions", type=int, default=12_000, help="judged clicks a period")

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.errors import DataError
+from trainer.schema.examples import TIMES
 from trainer.schema.files import locked, sync
 from trainer.schema.hashing import sha256_file
 from trainer.schema.plain import as_plain, from_plain
@@ -52,8 +53,11 @@ def write_table(path: Path, table: pa.Table, compression: str) -> str:
     Raises:
         DataError: If the disk refuses, or does not hold what was written.
     """
-    repeating = [field.name for field in table.schema if not pa.types.is_floating(field.type)]  # real numbers seldom repeat
-    return _write(path, table, durable=True, compression=compression, use_dictionary=repeating, write_statistics=False)
+    instants = {name: "DELTA_BINARY_PACKED" for name in table.column_names if name in TIMES}
+    # Real numbers and instants seldom repeat: a dictionary of them is built in vain.
+    repeating = [field.name for field in table.schema if not pa.types.is_floating(field.type) and field.name not in instants]
+    encoding = {"use_dictionary": repeating, "column_encoding": instants or None}
+    return _write(path, table, durable=True, compression=compression, write_statistics=False, **encoding)
 
 
 def write_work(path: Path, table: pa.Table) -> str:

@@ -1,8 +1,8 @@
 """The gate: every check over one table of predictions, then one verdict.
 
-    any blocking check fails   -> REJECT   (also one that could not be made: the gate fails closed)
-    else any blocking one holds -> HOLD    (the data cannot tell)
-    else                        -> PROMOTE
+any blocking check fails   -> REJECT   (also one that could not be made: the gate fails closed)
+else any blocking one holds -> HOLD    (the data cannot tell)
+else                        -> PROMOTE
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from trainer.gate.replay import entry_point
 from trainer.gate.sanity import label_sanity, temper
 from trainer.gate.scope import Scope, scopes
 from trainer.gate.slate import composition, overlap
+from trainer.gate.slices import SliceColumn
 from trainer.gate.suites import ask_suites, doubted
 from trainer.gate.table import PAIR, ActionColumns, Predictions, failed, not_applicable, prepare, read_table
 from trainer.schema import predictions as names
@@ -102,6 +103,7 @@ def judge(
     extra_checks: Sequence[Check] = (),
     suites: Sequence[SuiteCase] = (),
     record: Mapping[str, Recorded] | None = None,
+    slices: Sequence[SliceColumn] | None = None,
     seed: int = 0,
 ) -> Verdict:
     """Judges challenger against production on the same rows.
@@ -114,6 +116,7 @@ def judge(
         extra_checks: Settled checks of other stages (export, downstream, serving parity); they decide like any other.
         suites: Permanent validation sets; a past failure that is back rejects.
         record: Production's recorded calibration: a challenger is not blamed for labels that changed under production too.
+        slices: Slice columns of these rows, where they are a part of a table that was judged; default: made of this table.
         seed: Seed of bootstraps.
 
     Returns:
@@ -124,7 +127,7 @@ def judge(
         ConfigError: If a rule refers to a score that cannot exist.
     """
     source = read_table(predictions)
-    table = prepare(source, policy)
+    table = prepare(source, policy, slices)
     docket = _Docket(policy)
     docket.checks += [*table.findings, *extra_checks, *label_sanity(table, policy, record)]
     tasks: list[Task] = []

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from trainer.gate.decide import Question, measure
-from trainer.gate.scope import Harm, Scope, ask, too_few
+from trainer.gate.scope import Harm, Scope, ask, too_few, too_few_slates
 from trainer.gate.table import BINARY, REQUEST, ActionColumns, Predictions, not_applicable
 from trainer.metrics import Estimate, Rows, auc, decompose, free_normalised_loss, gauc, loss, ndcg, normalised_loss, rank_correlation
 from trainer.schema import predictions as names
@@ -38,9 +38,11 @@ def quality(
     few_G = too_few(scope, label_N, action.kind == BINARY, policy)
     against_it = Against.of(against, policy)
     questions: list[Question | Check] = []
-    for kind, metric in _ranking(action, policy, against_it, severity, scope.slate_N if scope.requests else None):
+    slate_N = scope.slate_N if scope.requests else None
+    for kind, metric in _ranking(action, policy, against_it, severity, slate_N):
         ours, theirs = metric(ours_N, label_N, scope.rows), metric(theirs_N, label_N, scope.rows)
-        questions += ask(kind, theirs.minus(ours), [theirs.value_G, ours.value_G], same_G, few_G, scope, policy)
+        few_there_G = too_few_slates(few_G, scope, label_N, slate_N, policy) if kind.needs else few_G
+        questions += ask(kind, theirs.minus(ours), [theirs.value_G, ours.value_G], same_G, few_there_G, scope, policy)
     if not action.means:
         return questions
     ours_N, theirs_N = (action.means[prefix][scope.kept_N] for prefix in (names.CHALLENGER, against))
@@ -155,6 +157,7 @@ def value_ranking(
         gain_limit=policy.suspicious_relative if how.suspicious else np.inf,
     )  # fmt: skip
     few_G = [f"{n:,} rows, {policy.min_rows:,} needed" if n < policy.min_rows else None for n in scope.rows.n_G.tolist()]
+    few_G = too_few_slates(few_G, scope, gain_N, scope.slate_N, policy)
     harm = theirs.log(scope.rows).minus(ours.log(scope.rows))
     return ask(kind, harm, [theirs.value_G, ours.value_G], ~scope.differs(ours_N, theirs_N), few_G, scope, policy)
 

@@ -25,7 +25,7 @@ from trainer.gate.decide import measure
 from trainer.gate.fitting import Unfit, best_calibrator, fit_calibrator, fit_map
 from trainer.gate.judge import conclude, judge
 from trainer.gate.quality import recover_weights
-from trainer.gate.table import BINARY, ActionColumns, Predictions, prepare, read_table
+from trainer.gate.table import BINARY, ActionColumns, Predictions, prepare, read_table, sliced
 from trainer.metrics import arrange, normalised_loss, ratio
 from trainer.schema import predictions as names
 from trainer.schema.ids import hash_ids, splitmix64
@@ -98,14 +98,16 @@ def judge_and_repair(
         return _refused(first, split, fitted, f"not repaired: {why}", policy), None
     table = repaired_table(split.judged, fitted.repair)
     scaled = replace(policy, rows_per_quantile=policy.rows_per_quantile * len(split.judged) / len(source) * (1 - 1e-9))
-    second = judge(table, scaled, rules, value_weights=value_weights, seed=seed)
+    slices = [replace(column, group_N=column.group_N[~split.fitted_N]) for column in sliced(source, policy)]
+    second = judge(table, scaled, rules, value_weights=value_weights, slices=slices, seed=seed)
     return _settled(first, second, split, fitted, table, policy)
 
 
 @dataclass(frozen=True)
 class _Split:
-    """The two parts of a table: the one that curves are fitted on, and the one that decides."""
+    """The two parts of a table: the one that curves are fitted on (`fitted_N` marks its rows), and the one that decides."""
 
+    fitted_N: np.ndarray
     fitted: pa.Table
     judged: pa.Table
     fitted_users: int
@@ -133,7 +135,7 @@ def _split(table: pa.Table, policy: GatePolicy) -> _Split:
     hash_N = splitmix64(hash_ids(pc.fill_null(user.cast(pa.string()), "")) ^ _SALT)
     fitted_N = hash_N < np.uint64(int(policy.repair_share * 2**64))
     parts = [table.filter(pa.array(kept_N)) for kept_N in (fitted_N, ~fitted_N)]
-    return _Split(*parts, *(len(np.unique(hash_N[kept_N])) for kept_N in (fitted_N, ~fitted_N)))
+    return _Split(fitted_N, *parts, *(len(np.unique(hash_N[kept_N])) for kept_N in (fitted_N, ~fitted_N)))
 
 
 def _fit(split: _Split, policy: GatePolicy, rules: RuleSet, weights: Mapping[str, float] | None) -> _Fitted:

@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.gate.decide import Measured, Question, measure
 from trainer.gate.table import REQUEST, Predictions, not_applicable
-from trainer.metrics import Estimate, Rows, arrange
+from trainer.metrics import Estimate, Rows, arrange, users_with_mixed_slates
 from trainer.schema.policy import GatePolicy
 from trainer.schema.verdict import ALL, Check
 
@@ -168,6 +168,15 @@ def _question(
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def too_few_slates(
+    few_G: Sequence[str | None], scope: Scope, outcome_N: np.ndarray, slate_N: np.ndarray | None, policy: GatePolicy
+) -> list[str | None]:
+    """Adds to the reasons of `too_few` the groups in which hardly a user has a slate that could be ranked right or wrong."""
+    users_G = users_with_mixed_slates(outcome_N, scope.rows, slate_N).tolist()
+    needed = f"users with different outcomes in a slate, {policy.min_positives:,} needed"
+    return [few or (f"{users:,.0f} {needed}" if users < policy.min_positives else None) for few, users in zip(few_G, users_G, strict=True)]
 
 
 def too_few(scope: Scope, label_N: np.ndarray, binary: bool, policy: GatePolicy) -> list[str | None]:

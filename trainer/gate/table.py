@@ -94,8 +94,13 @@ def read_table(source: pa.Table | Path | str) -> pa.Table:
         ) from error  # fmt: skip
 
 
-def prepare(table: pa.Table, policy: GatePolicy) -> Predictions:
+def prepare(table: pa.Table, policy: GatePolicy, slices: Sequence[SliceColumn] | None = None) -> Predictions:
     """Turns a table into what the checks read.
+
+    Args:
+        table: The predictions.
+        policy: What is judged, and into which slices the rows fall.
+        slices: Slice columns of these rows, where they were made on a larger table (see `sliced`); default: made of this one.
 
     Raises:
         DataError: If there is no user column, no judged action, or a column has a type that cannot be judged.
@@ -114,13 +119,27 @@ def prepare(table: pa.Table, policy: GatePolicy) -> Predictions:
         )  # fmt: skip
     item_N = codes(table["item"], "item")[0] if "item" in table.column_names else None
     columns, missing = content_columns(table, policy)
-    slices, faults = slice_columns(table, policy, ids=[columns[content] for content in ID_CONTENTS if content in columns])
-    findings += [fault_check(fault) for fault in faults]
+    if slices is None:
+        slices, faults = slice_columns(table, policy, ids=[columns[content] for content in ID_CONTENTS if content in columns])
+        findings += [fault_check(fault) for fault in faults]
     findings += [failed("composition", sentence, family="slate") for sentence in missing]
     return Predictions(
         rows=table.num_rows, user_N=user_N, slate_N=slate_N, weight_N=weight_N, item_N=item_N, actions=actions,
-        value=_value(table, actions, findings), slices=slices, contents=contents(table, columns, item_N), slates=slates, findings=findings,
+        value=_value(table, actions, findings), slices=list(slices), contents=contents(table, columns, item_N), slates=slates,
+        findings=findings,
     )  # fmt: skip
+
+
+def sliced(table: pa.Table, policy: GatePolicy) -> list[SliceColumn]:
+    """Returns the slice columns of a table alone.
+
+    A part of the table needs them to have the same slices: bins of equal mass, and the largest values of a column, are its own otherwise.
+
+    Raises:
+        ConfigError: If a declared slice cannot be read as one.
+    """
+    columns, _ = content_columns(table, policy)
+    return slice_columns(table, policy, ids=[columns[content] for content in ID_CONTENTS if content in columns])[0]
 
 
 def failed(name: str, sentence: str, *, action: str = "all", slice_: str = "all", n: int = 0, family: str = "data") -> Check:

@@ -126,6 +126,27 @@ def within_groups(slate_N: np.ndarray, rows: Rows) -> tuple[np.ndarray, int]:
     return code_N, len(found)
 
 
+def users_with_mixed_slates(x_N: np.ndarray, rows: Rows, slate_N: np.ndarray | None = None) -> np.ndarray:
+    """Counts in each group the users who have a slate with different outcomes: what a mean over slates rests on.
+
+    Rows say nothing of that: of a thousand rows with rare positives perhaps one slate can be ranked at all, and a mean over one slate has
+    no error to be seen.
+
+    Args:
+        x_N: Outcome of each row.
+        rows: Groups and clusters.
+        slate_N: Slates, dense codes; default: all rows of a user are one.
+    """
+    code_N, codes = (rows.cluster_N, len(rows.cluster_group_C)) if slate_N is None else within_groups(slate_N, rows)
+    some_K = np.zeros(codes)
+    some_K[code_N] = x_N  # one row's outcome stands for its slate
+    mixed_K = np.zeros(codes, bool)
+    mixed_K[code_N[x_N != some_K[code_N]]] = True
+    counted_C = np.zeros(len(rows.cluster_group_C))
+    counted_C[rows.cluster_N[mixed_K[code_N]]] = 1.0
+    return np.bincount(rows.cluster_group_C, weights=counted_C, minlength=rows.groups)
+
+
 def _mean_of(value_K: np.ndarray, code_N: np.ndarray, weight_N: np.ndarray, rows: Rows) -> Estimate:
     """Weighted mean over the codes that have a value; a code's influence is spread over its rows."""
     defined_N = np.isfinite(value_K)[code_N]

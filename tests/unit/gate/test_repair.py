@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trainer.gate import judge_and_repair
+from trainer.gate import judge, judge_and_repair
 from trainer.gate.fitting import Unfit, best_calibrator, fit_calibrator, fit_map
 from trainer.gate.repair import _mended, repaired_table
 from trainer.schema.policy import RuleSet, ThresholdRule
@@ -36,6 +36,17 @@ def test_a_scaled_score_is_promoted_with_the_map_and_thresholds_keep_their_traff
     assert verdict.repair.sha256 == repair.sha256 and "repaired" in verdict.reason
     assert verdict.repair.judged_rows + verdict.repair.fitted_rows == 100_000
     assert verdict.repair.actions["click"]["before"]["ratio"] > 1.2 > 1.05 > verdict.repair.actions["click"]["after"]["ratio"]
+
+
+def test_bins_and_values_of_slices_are_the_same_after_the_repair(world, policy, no_rules, table, revalued):
+    """Quantiles of the judged half are not those of the whole; a slice under another name would never be judged again."""
+    columns = _scaled(world(rows=120_000, users=12_000))
+    columns["age"] = np.random.default_rng(3).gamma(2.0, 10.0, 120_000)
+    verdict, _ = judge_and_repair(table(revalued(columns)), policy(repair=["map"], max_slice_values=15), no_rules)
+    before = judge(table(revalued(columns)), policy(max_slice_values=15), no_rules)
+    assert any(path.startswith("calibration/click/age=") for path in before.failed)
+    assert {check.slice for check in verdict.checks} == {check.slice for check in before.checks}
+    assert verdict.verdict == "PROMOTE", verdict.reason
 
 
 def test_a_declared_threshold_keeps_its_traffic(world, policy, table, revalued):

@@ -76,3 +76,23 @@ def test_dictionary_columns_are_like_plain_ones(world, policy, no_rules):
 def test_a_slice_that_cannot_be_read_is_a_configuration_error(policy):
     with pytest.raises(ConfigError, match="a slice cannot be read"):
         prepare(_table(age=np.arange(1_000)), policy(slices=["age:quantile0"]))
+
+
+@pytest.mark.parametrize("check", ["gauc/click", "gauc/like", "ndcg/value"])
+def test_a_single_slate_that_can_be_ranked_rejects_nobody(world, policy, no_rules, table, revalued, check):
+    """A mean over one slate has no standard error: two rows that changed places there would be harm for certain."""
+    columns = world(rows=40_000, noise=0.0)
+    slates, size_S = np.unique(columns["request"], return_counts=True)
+    slates = slates[size_S >= 3][:80]
+    there_N, mixed_N = np.isin(columns["request"], slates), np.flatnonzero(columns["request"] == slates[0])
+    columns["country"] = np.where(there_N, 99, columns["country"])
+    for action in ("click", "like"):
+        label_N, p_N = columns[f"label_{action}"], columns[f"production_{action}"]
+        label_N[there_N] = np.isin(columns["request"], slates[1:10])[there_N]  # the others agree within themselves
+        label_N[mixed_N[0]] = 1.0
+        p_N[mixed_N] = 0.3 - 0.01 * np.arange(len(mixed_N))
+        columns[f"challenger_{action}"] = p_N.copy()
+        columns[f"challenger_{action}"][mixed_N] = p_N[mixed_N][::-1]
+    found = {one.path: one for one in judge(table(revalued(columns)), policy(), no_rules).checks}[f"{check}/country=99"]
+    assert found.estimate > 0.1
+    assert found.outcome == "not_testable" and "1 users with different outcomes" in found.sentence

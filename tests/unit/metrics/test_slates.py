@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from trainer.metrics import arrange, concentration, gauc, rank_biased_overlap, spread
+from trainer.metrics import arrange, concentration, gauc, rank_biased_overlap, spread, users_with_mixed_slates
 
 
 def test_gauc_within_slates_averages_over_slates_with_both_classes():
@@ -69,3 +69,10 @@ def test_rank_biased_overlap_follows_its_definition():
     rows = arrange(np.arange(12))
     assert rank_biased_overlap(score_N, other_N, slate_N, rows).value_G[0] == pytest.approx(np.mean(expected))
     assert rank_biased_overlap(score_N, score_N, slate_N, rows).value_G[0] == pytest.approx(1.0)
+
+
+def test_users_with_mixed_slates_are_counted_by_group():
+    rows = arrange(np.array([1, 1, 1, 1, 2, 2, 3, 3, 3]), np.array([0, 0, 0, 0, 0, 0, 1, 1, 1]), groups=3)
+    outcome_N, slate_N = np.array([0.0, 1, 1, 0, 0, 1, 0, 0, 5]), np.array([0, 0, 1, 1, 2, 3, 4, 4, 4])
+    assert users_with_mixed_slates(outcome_N, rows, slate_N).tolist() == [1, 1, 0]  # user 1 twice, counted once; user 2 in no slate
+    assert users_with_mixed_slates(outcome_N, rows).tolist() == [2, 1, 0]

@@ -25,7 +25,9 @@ def arguments(simulated, folder, run, *overrides):
 @pytest.fixture(scope="module")
 def absorbed(simulated, tmp_path_factory):
     folder = tmp_path_factory.mktemp("absorbed")
-    first = retrain(configure(*arguments(simulated, folder, "first", "as_of=2026-03-05", "release.absorb=true", *WIDE)))
+    first = retrain(
+        configure(*arguments(simulated, folder, "first", "as_of=2026-03-05", "release.absorb=true", "fit.day_weights=true", *WIDE))
+    )
     return folder, first
 
 
@@ -41,6 +43,8 @@ def test_the_absorbed_copy_is_served_over_the_judged_trunk(absorbed):
     assert equal(live.tensors(TRUNK), judged.tensors(TRUNK)) and equal(live.tensors(OPTIMIZER), judged.tensors(OPTIMIZER))
     assert not equal(live.tensors(SERVING), judged.tensors(SERVING)), "the copy has learned something"
     assert list(live.manifest.absorbed) == ["2026-03-05"] and "2026-03-05" not in live.manifest.trained
+    days = {name for name in judged.manifest.files if name.startswith("days/")}
+    assert days and days == {name for name in live.manifest.files if name.startswith("days/")}, "past days are scored by these"
     names = {check["name"] for check in first.release["absorbed"]["checks"]}
     assert names == {"finite", "mean", "quantiles", "ratio", "traffic"}
 

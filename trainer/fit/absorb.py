@@ -6,6 +6,7 @@ parent of the next run, for which these days are new, so that no weight that liv
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from trainer.days import DayPlan
 from trainer.errors import DataError
 from trainer.fit.run import fit
 from trainer.fit.train import action_weights, encode_shards, shard_keys
-from trainer.schema.bundle import OPTIMIZER, TRUNK
+from trainer.schema.bundle import OPTIMIZER, SERVING, TRANSFER, TRUNK, seen_until
 from trainer.schema.examples import ExamplesManifest
 from trainer.schema.time import day_end_ms
 
@@ -68,7 +69,7 @@ def absorb(
         action_weights=action_weights(config, judged.manifest.inputs),
         optimizer=config.optimizer,
         schedule=config.schedule,
-        config=config.fit,
+        config=replace(config.fit, day_weights=False),
         seed=config.seed,
         warm=True,
         folder=out.parent / f"{out.name}-fit",
@@ -83,6 +84,8 @@ def absorb(
         optimizer=moments,
         vocabularies=judged.vocabularies,
         items=judged.items(),
+        transfer=json.loads((judged.path / TRANSFER).read_text()) if TRANSFER in judged.manifest.files else None,
+        days={day: judged.tensors(name) for name, day in seen_until(judged.manifest).items() if name != SERVING},
     )
     return bundle, result.steps + result.annealed
 

@@ -29,6 +29,7 @@ from trainer.config import (
     ReleaseRunConfig,
     RetrainConfig,
     ScanRunConfig,
+    ScoreConfig,
     SimulateConfig,
     SuiteRunConfig,
     load,
@@ -177,6 +178,18 @@ def suite() -> None:
         return suite_models(read_bundle(challenger), read_bundle(production) if production else None)
 
     _main("suite", SuiteRunConfig, task)
+
+
+def score() -> None:
+    """Scores any rows with a release."""
+
+    def task(config: ScoreConfig) -> tuple[int, float | None]:
+        from trainer.stages.scoring import score as run
+
+        print(f"{config.out}: {len(run(config)):,} rows scored")
+        return EXIT_DONE, None
+
+    _main("score", ScoreConfig, task)
 
 
 def diagnose() -> None:

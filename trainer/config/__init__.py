@@ -12,7 +12,16 @@ from trainer.config.inputs import RebuildConfig, ScanConfig
 from trainer.config.jobs import CompareRunConfig, GateRunConfig, ReleaseRunConfig, RetrainConfig, ScanRunConfig, SimulateConfig
 from trainer.config.judging import EvaluationConfig, ValueConfig
 from trainer.config.load import load, resolve_log_spec
-from trainer.config.shipping import DownstreamConfig, ExportConfig, FeatureTable, RegistryConfig, ReleaseConfig, ServingConfig, TrackingConfig
+from trainer.config.scoring import ScoreConfig
+from trainer.config.shipping import (
+    DownstreamConfig,
+    ExportConfig,
+    FeatureTable,
+    RegistryConfig,
+    ReleaseConfig,
+    ServingConfig,
+    TrackingConfig,
+)
 from trainer.config.suites import SuiteRunConfig
 from trainer.config.training import DistillConfig, FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
 
@@ -41,6 +50,7 @@ __all__ = [
     "ScanConfig",
     "ScanRunConfig",
     "ScheduleConfig",
+    "ScoreConfig",
     "ServingConfig",
     "SimulateConfig",
     "SuiteRunConfig",

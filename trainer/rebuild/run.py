@@ -72,8 +72,8 @@ def rebuild(
     parity.check_names(context, {**numeric_names(context), **dict.fromkeys(categorical_names(context))})
     wanted = _wanted(health, days)
     with owned(context.folder), Pool(engine_of(config.engine, config.workers)) as pool:
-        source = _ingest(context, health, wanted[-1], pool)
-        repeats = _repeats(context, source, pool)
+        source = ingest_days(context, health, wanted[-1], pool)
+        repeats = repeats_of_days(context, source, pool)
         _timelines(context, source, wanted, pool)
         examples = _examples(context, source, wanted, pool)
         tails, finals = _tails(context, source, wanted, pool)
@@ -111,7 +111,7 @@ def _wanted(health: HealthMap, days: Sequence[str]) -> list[str]:
     return wanted
 
 
-def _ingest(context: Context, health: HealthMap, last: str, pool: Pool) -> SourceDays:
+def ingest_days(context: Context, health: HealthMap, last: str, pool: Pool) -> SourceDays:
     """Ingests the healthy days up to the last wanted one, skipping what is done."""
     days = [day for day in sorted(health.days) if day <= last and health.days[day].status != "refused"]
     beside = plan.beside_hash(context)
@@ -125,7 +125,7 @@ def _ingest(context: Context, health: HealthMap, last: str, pool: Pool) -> Sourc
     return SourceDays(days, ingested, plan.events_keys(context, days, ingested), shares)
 
 
-def _repeats(context: Context, source: SourceDays, pool: Pool) -> dict[str, int]:
+def repeats_of_days(context: Context, source: SourceDays, pool: Pool) -> dict[str, int]:
     """Marks repeated deliveries; returns their number by day."""
     keys, tasks, pending, counts = {}, [], [], {}
     for day in source.days:

@@ -359,7 +359,7 @@ def show(lines: list[dict]) -> None:
         by_arm.setdefault(line["arm"], {})[line["period"]] = line
     sets = {arm: frozenset(periods) for arm, periods in by_arm.items()}
     shared = [frozenset.intersection(*sets.values()), frozenset.intersection(*(kept for arm, kept in sets.items() if arm != "joint"))]
-    for periods in dict.fromkeys(shared):
+    for periods in filter(None, dict.fromkeys(shared)):
         show_periods({arm: found for arm, found in by_arm.items() if periods <= sets[arm]}, sorted(periods))
 
 

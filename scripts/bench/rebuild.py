@@ -101,7 +101,7 @@ def report(name: str, spec: LogSpec, features: FeatureSpec, health: HealthMap, d
     steps = ", ".join(f"{step} {spent / seconds:.0%}" for step, spent in shares.items())
     made = len(manifest.numeric) + len(manifest.categorical)
     print(f"{name}: {logged:,} rows logged, {rows:,} examples, {made} features, {len(days)} days")
-    print(f"  {rows / seconds:,.0f} examples/s, {logged / seconds:,.0f} logged rows/s a core: {seconds / rows * 1e6:.2f} s a million examples")
+    print(f"  {rows / seconds:,.0f} examples/s, {logged / seconds:,.0f} logged rows/s a core; {seconds / rows * 1e6:.2f} s a million")
     print(f"  {steps}")
     print(f"  pyarrow reads the same columns at {logged / read_s:,.0f} rows/s: a rebuild takes {seconds / read_s:.0f} x that", flush=True)
 

@@ -47,7 +47,9 @@ def read_signals(checks: Sequence[Check], scan: Mapping[str, Any], holdout: Sequ
     """
     days = scan.get("days", {})
     faults = tuple(day for day in holdout if days.get(day, {}).get("status", "ok") != "ok")
-    scale = any(check.outcome == "fail" and check.family in ("scores", "calibration") for check in checks)
+    # Churn is no matter of scale: other rows stand above the same thresholds, and no map brings the former ones back.
+    moved = [check for check in checks if check.family in ("scores", "calibration") and not check.name.startswith("churn_")]
+    scale = any(check.outcome == "fail" for check in moved)
     ranking, loss = (_compared([c for c in checks if c.family == family and c.severity == "block"]) for family in ("ranking", "loss"))
     return Signals(
         production_on_fresh=_control(checks),
@@ -106,5 +108,7 @@ def findings(checks: Sequence[Check], signals: Signals) -> list[Finding]:
 
 
 def _speaks(check: Check, failed: bool) -> bool:
-    """Whether a check is evidence: what merely could not be told is none beside what failed."""
-    return check.outcome == "fail" or (check.outcome == "hold" and (check.family == "data" or not failed))
+    """Whether a check is evidence: a warning decided nothing, and what merely could not be told is none beside what failed."""
+    if check.outcome == "fail":
+        return check.severity == "block"
+    return check.outcome == "hold" and (check.family == "data" or not failed)

@@ -6,7 +6,7 @@ import pytest
 
 from trainer.diagnose import diagnose
 from trainer.diagnose.cause import CAUSES, most_likely
-from trainer.diagnose.signals import BETTER, SAME, UNKNOWN, WORSE, Signals, read_signals
+from trainer.diagnose.signals import BETTER, SAME, UNKNOWN, WORSE, Signals, findings, read_signals
 from trainer.errors import DataError
 from trainer.schema.plain import as_plain
 from trainer.schema.verdict import Check, Verdict
@@ -97,3 +97,15 @@ def test_a_folder_without_a_verdict_is_refused(tmp_path):
 
 def test_every_cause_says_what_to_do():
     assert all(cause.meaning.endswith(".") and cause.remedy.endswith((".", "promote.")) for cause in CAUSES.values())
+
+
+def test_churn_is_no_matter_of_scale():
+    """Other rows above the same thresholds: a promoted run with that warning must not be sent to the map."""
+
+    def told(name):
+        check = Check(name=name, family="scores", action="click", outcome="fail", severity="warn", sentence="moved")
+        signals = read_signals([check], {}, [])
+        return most_likely(signals, "PROMOTE", first=False).name, [finding.supports for finding in findings([check], signals)]
+
+    assert told("churn_top_1%") == ("nothing", [False])
+    assert told("share_top_1%") == ("scale", [False])  # a warning is no evidence of what decided

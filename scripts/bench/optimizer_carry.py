@@ -56,8 +56,8 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict[str, dict[str, floa
     """Runs all arms with one seed; returns their figures."""
     log = simulated(options.out, options.days, options.users, seed)
     settings = (
-        "arms=moments", f"data.root={log}", f"rebuild.root={options.out}/examples-{seed}", f"seed={seed}", "nights=1",
-        f"fit.batch_targets={options.batch}", *SETTINGS, "checkpoints=0",
+        *SETTINGS, "arms=moments", f"data.root={log}", f"rebuild.root={options.out}/examples-{seed}", f"seed={seed}", "nights=1",
+        f"fit.batch_targets={options.batch}", "checkpoints=0",
     )  # fmt: skip
     run, zeros = options.out / f"run-{seed}", options.out / f"zeros-{seed}"
     plain = backtest(configured(*settings, f"run_dir={run}"))

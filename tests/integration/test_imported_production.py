@@ -16,8 +16,8 @@ from trainer.release import Registry
 WINDOW, DIM, HEADS = 12, 8, 2
 OPTIONS = {
     "n_blocks": 1, "n_heads": HEADS, "n_factors": DIM, "session_max_len": WINDOW, "dropout_rate": 0.0, "use_pos_emb": True,
-    "use_key_padding_mask": False, "use_causal_attn": True, "layers": "SASRecTransformerLayers", "similarity": "dot",
-    "item_net": ["IdEmbeddingsItemNet"],
+    "use_scale_factor": False, "use_key_padding_mask": False, "use_causal_attn": True, "layers": "SASRecTransformerLayers",
+    "similarity": "dot", "item_net": ["IdEmbeddingsItemNet"],
 }  # fmt: skip
 
 pytestmark = pytest.mark.integration

@@ -35,8 +35,8 @@ def registry(tmp_path):
     (folder / rectools.ITEMS).write_text(json.dumps(IDS))
     options = {
         "n_blocks": 2, "n_heads": HEADS, "n_factors": DIM, "session_max_len": WINDOW, "dropout_rate": 0.0, "use_pos_emb": True,
-        "use_key_padding_mask": False, "use_causal_attn": True, "layers": "SASRecTransformerLayers", "similarity": "dot",
-        "item_net": ["IdEmbeddingsItemNet"],
+        "use_scale_factor": False, "use_key_padding_mask": False, "use_causal_attn": True, "layers": "SASRecTransformerLayers",
+        "similarity": "dot", "item_net": ["IdEmbeddingsItemNet"],
     }  # fmt: skip
     (folder / rectools.OPTIONS).write_text(json.dumps(options))
     probe = {"history": [[IDS[item] for item in h] for h in asked], "scores": oracle.scores(tensors, asked, HEADS).tolist()}

@@ -9,12 +9,19 @@ from omegaconf import OmegaConf
 
 from tests.conftest import ROOT
 from trainer.config import (
+    BacktestConfig,
+    CompareRunConfig,
+    DiagnoseRunConfig,
     GateRunConfig,
+    ImportConfig,
+    InjectConfig,
     ModelConfig,
     ReleaseRunConfig,
     RetrainConfig,
     ScanRunConfig,
+    ScoreConfig,
     SimulateConfig,
+    SuiteRunConfig,
     load,
     resolve_log_spec,
 )
@@ -26,8 +33,17 @@ ROOTS = {
     "inspect": ScanRunConfig,
     "simulate": SimulateConfig,
     "operate": ReleaseRunConfig,
+    "backtest": BacktestConfig,
+    "compare": CompareRunConfig,
+    "diagnose": DiagnoseRunConfig,
+    "import": ImportConfig,
+    "inject": InjectConfig,
+    "score": ScoreConfig,
+    "suite": SuiteRunConfig,
 }
-NEEDED = ("data.root", "predictions", "run_dir", "out")
+OWNERS = {"simulation": "simulate", "arms": "backtest", "faults": "inject"}  # groups that the main job does not have
+NEEDED = ("data.root", "predictions", "run_dir", "out", "old", "new", "checkpoint", "input")
+GIVEN = {"inject": ["faults=constant"], "import": ["format=rectools", "as_of=2026-03-27"], "diagnose": [], "suite": ["action=list"], "score": ["rebuild.root=x"]}
 
 
 def composed(name, *overrides):
@@ -49,16 +65,17 @@ def choices():
 
 @pytest.mark.parametrize(("group", "choice"), list(choices()))
 def test_every_choice_composes_and_loads(group, choice):
-    if group == "simulation":
-        load(SimulateConfig, composed("simulate", f"simulation={choice}"))
-    else:
-        override = f"{group}={choice}"
-        load(RetrainConfig, composed("retrain", override))
+    name = OWNERS.get(group, "retrain")
+    load(ROOTS[name], composed(name, f"{group}={choice}"))
 
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_every_root_loads(name):
-    load(ROOTS[name], composed(name))
+    load(ROOTS[name], composed(name, *GIVEN.get(name, [])))
+
+
+def test_every_root_is_listed():
+    assert {path.stem for path in (ROOT / "conf").glob("*.yaml")} == set(ROOTS) | {"settings"}
 
 
 def test_the_worked_specification_of_the_readme_loads(tmp_path):

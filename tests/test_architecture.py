@@ -91,7 +91,21 @@ def test_every_package_is_in_the_order():
 
 
 @pytest.mark.parametrize(
-    "name", ["schema", "metrics", "scan", "rebuild", "gate", "diagnose", "release", "export", "downstream", "simulate", "suites", "commands"]
+    "name",
+    [
+        "schema",
+        "metrics",
+        "scan",
+        "rebuild",
+        "gate",
+        "diagnose",
+        "release",
+        "export",
+        "downstream",
+        "simulate",
+        "suites",
+        "commands",
+    ],
 )
 def test_no_torch(name):
     code = f"import sys, trainer.{name}; sys.exit('torch' in sys.modules)"

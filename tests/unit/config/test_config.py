@@ -43,7 +43,13 @@ ROOTS = {
 }
 OWNERS = {"simulation": "simulate", "arms": "backtest", "faults": "inject"}  # groups that the main job does not have
 NEEDED = ("data.root", "predictions", "run_dir", "out", "old", "new", "checkpoint", "input")
-GIVEN = {"inject": ["faults=constant"], "import": ["format=rectools", "as_of=2026-03-27"], "diagnose": [], "suite": ["action=list"], "score": ["rebuild.root=x"]}
+GIVEN = {
+    "inject": ["faults=constant"],
+    "import": ["format=rectools", "as_of=2026-03-27"],
+    "diagnose": [],
+    "suite": ["action=list"],
+    "score": ["rebuild.root=x"],
+}
 
 
 def composed(name, *overrides):

@@ -198,15 +198,16 @@ def _stand_ins(
 def traffic(threshold: Threshold, where: Sequence[Scope], policy: GatePolicy, severity: str) -> list[Question]:
     """Asks in every scope whether the share of traffic over a threshold changed by more than the margin, up or down.
 
-    At a stand-in threshold the change is excused where labels back it. If they do so on all rows, a slice is compared with the
-    change on all rows: a better model spreads its scores everywhere, and only a slice that moved differently is news.
+    At a stand-in threshold the change is excused where labels back it. A slice fails only if it is beyond the margin both against
+    no change and against the change on all rows: one that moved as everything did is told by the question on all rows, and one that
+    stayed where it was has not moved.
     """
     questions: list[Question] = []
     usual = 1.0
     for scope in where:
         shift = _shift(threshold, scope, usual, policy)
         questions += [_share_question(threshold, scope, g, shift, policy, severity) for g in scope.present]
-        if scope.slices == [ALL] and shift.backed_G[0] and math.isfinite(shift.change_G[0].value) and shift.change_G[0].value > 0:
+        if scope.slices == [ALL] and math.isfinite(shift.change_G[0].value) and shift.change_G[0].value > 0:
             usual = shift.change_G[0].value
     return questions
 
@@ -247,7 +248,7 @@ class _Shift:
         backed_G: Whether labels back the change.
         same_G: Whether both models decide every row alike.
         margin: Tolerated relative change.
-        usual: Change that is expected, 1 unless all rows changed with the labels' backing.
+        usual: Change on all rows; 1 where these are all rows.
     """
 
     shares_G: tuple[np.ndarray, np.ndarray]
@@ -267,11 +268,17 @@ def _shift(threshold: Threshold, scope: Scope, usual: float, policy: GatePolicy)
     """
     theirs_N, ours_N = threshold.over(scope.kept_N)
     rows, margin = scope.rows, threshold.margin * scope.factor
-    high, low = usual * (1 + margin), usual / (1 + margin)
-    up_G, down_G = (
-        _at_least_counting(measure(mean(x_N, rows), rows), theirs_N, edge, rows)
-        for x_N, edge in ((ours_N - high * theirs_N, high), (low * theirs_N - ours_N, low))
-    )
+
+    def beyond(expected: float) -> list[float]:
+        high, low = expected * (1 + margin), expected / (1 + margin)
+        up_G, down_G = (
+            _at_least_counting(measure(mean(x_N, rows), rows), theirs_N, edge, rows)
+            for x_N, edge in ((ours_N - high * theirs_N, high), (low * theirs_N - ours_N, low))
+        )
+        return [either_side(up.p_above(0.0), down.p_above(0.0)) for up, down in zip(up_G, down_G, strict=True)]
+
+    # Both must be shown (intersection-union): the larger p-value is that of "not beyond the margin against one of them".
+    p_G = [max(pair) for pair in zip(*(beyond(expected) for expected in {1.0, usual}), strict=True)]
     same_G = ~scope.differs(ours_N, theirs_N)
     change_G = measure(quotient(ours_N, theirs_N, rows), rows)
     exact = Measured(1.0, 0.0, math.inf)
@@ -279,7 +286,7 @@ def _shift(threshold: Threshold, scope: Scope, usual: float, policy: GatePolicy)
         shares_G=(mean(theirs_N, rows).value_G, mean(ours_N, rows).value_G),
         seen_G=np.maximum(rows.sum_G((ours_N > 0).astype(float)), rows.sum_G((theirs_N > 0).astype(float))),
         change_G=[exact if same else found for same, found in zip(same_G.tolist(), change_G, strict=True)],
-        p_G=[either_side(up.p_above(0.0), down.p_above(0.0)) for up, down in zip(up_G, down_G, strict=True)],
+        p_G=p_G,
         backed_G=_backed(threshold, scope, ours_N != theirs_N, policy), same_G=same_G, margin=margin, usual=usual,
     )  # fmt: skip
 
@@ -328,7 +335,7 @@ def _share_question(threshold: Threshold, scope: Scope, group: int, shift: _Shif
     low, high = change.interval(policy.confidence)
     words = f"{shift.shares_G[0][group]:.4%} -> {shift.shares_G[1][group]:.4%} of the traffic ({SHOWN})"
     words += f" ({change.value:.2f} times [{max(low, 0):.2f}, {high:.2f}])" if known else ""
-    words += f" where all rows together changed {shift.usual:.2f} times" if shift.usual != 1 else ""
+    words += f" where all rows together changed {shift.usual:.2f} times" if abs(shift.usual - 1) >= 0.005 else ""
     words += ", backed by labels on the rows that changed sides" if backed else ""
     check = Check(
         name=threshold.name, family="scores", action=threshold.score, slice=scope.slices[group], margin=shift.margin, p=p,
@@ -336,7 +343,7 @@ def _share_question(threshold: Threshold, scope: Scope, group: int, shift: _Shif
         n=int(scope.rows.n_G[group]), outcome="pass", severity=severity,
         sentence=f"{threshold.words} ({scope.slices[group]}): {words}, tolerated {shift.margin:.0%}",
     )  # fmt: skip
-    upper = -math.inf if backed else _farthest(change, shift.usual, policy)
+    upper = -math.inf if backed else min(_farthest(change, expected, policy) for expected in (1.0, shift.usual))
     return Question(check=check, upper=upper, se=change.se, dof=change.dof, too_few=few, holds=few is None)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from trainer import __version__
 from trainer.job import Job
 from trainer.rebuild.plan import content_hash
@@ -13,9 +11,6 @@ from trainer.schema.plain import as_plain
 from trainer.schema.suite import SUITES
 from trainer.schema.summary import Summary
 from trainer.suites import SuiteStore
-
-if TYPE_CHECKING:
-    pass
 
 # Settings that change how a run looks or where it lies, but not what it computes.
 _COSMETIC = ("run_dir", "registry", "tracking", "release")
@@ -28,7 +23,8 @@ def question(job: Job, health: HealthMap) -> str:
     """
     settings = {key: value for key, value in as_plain(job.config).items() if key not in _COSMETIC}
     settings["data"] = {**settings["data"], "root": None}
-    settings["rebuild"] = {**settings["rebuild"], "root": None, "workers": None}
+    settings["scan"] = {**settings["scan"], "root": None, "workers": None}
+    settings["rebuild"] = {**settings["rebuild"], "root": None, "workers": None, "engine": None}
     settings["fit"] = {**settings["fit"], "progress": None}
     contents = {day: content_hash(day, state) for day, state in health.days.items()}
     suites = SuiteStore(job.registry.folder / SUITES).digests()

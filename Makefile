@@ -29,7 +29,7 @@ check: setup
 	$(BIN)/mypy
 
 proof: setup
-	$(BIN)/python -m pytest -q -m proof tests/proof
+	$(BIN)/python -m pytest -q -m proof
 
 clean:
 	rm -rf $(RUNS) build dist *.egg-info

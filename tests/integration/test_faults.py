@@ -56,7 +56,11 @@ def clean(tmp_path_factory):
     return spec, health, folder / "store"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "disk_full"])
+# The kinds that happen weekly run with every change; the others, as slow together, with `make proof`.
+EACH = [pytest.param(kind, marks=() if CATALOGUE[kind].weekly else pytest.mark.proof) for kind in KINDS if kind != "disk_full"]
+
+
+@pytest.mark.parametrize("kind", EACH)
 def test_every_kind_is_seen_named_answered_and_counted(clean, tmp_path, kind):
     spec, before, store = clean
     day = list(before.days)[-1]

@@ -10,7 +10,7 @@ from trainer.checkpoint import read_bundle
 from trainer.release import Registry
 from trainer.schema.serving import FOLDER, TORCH_EXPORT, read_serving_manifest
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.proof]  # two runs of the main job with graphs: half a minute
 
 
 def night(root, log, as_of, *overrides):

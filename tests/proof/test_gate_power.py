@@ -5,12 +5,14 @@ Each test prints what it measured; `make proof` records it.
 
 from __future__ import annotations
 
+import shutil
 import time
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -18,7 +20,9 @@ from trainer.config import load
 from trainer.gate import judge
 from trainer.metrics import arrange, auc, interval, ratio
 from trainer.schema.policy import GatePolicy, RuleSet
+from trainer.schema.simulation import SimulationSpec
 from trainer.schema.verdict import Verdict
+from trainer.simulate import simulate
 
 pytestmark = pytest.mark.proof
 
@@ -204,3 +208,26 @@ def test_intervals_of_auc_and_ratio_cover_the_truth() -> None:
         covered = np.mean((bounds[:, index, 0] <= truth) & (truth <= bounds[:, index, 1]))
         print(f"{('auc', 'log ratio')[index]}: covered {covered:.1%} at 95 %")
         assert 0.92 <= covered <= 0.98
+
+
+def test_calibration_intervals_cover_the_simulators_truth(tmp_path: Path) -> None:
+    """200 seeds of the simulator: true probabilities are calibrated by definition, so 1 must lie inside, at the nominal rate."""
+    settings = yaml.safe_load((CONF / "simulation" / "tiny.yaml").read_text()) | {"days": 2, "straddle_share": 0.0, "duplicate_share": 0.0}
+    inside: dict[str, list[bool]] = {action: [] for action in ("click", "long_view", "like")}
+    for seed in range(200):
+        out = tmp_path / str(seed)
+        simulate(load(SimulationSpec, settings | {"seed": seed}), out)
+        events, truth = (
+            pa.concat_tables([pq.read_table(f) for f in sorted((out / name).rglob("*.parquet"))]) for name in ("events", "truth")
+        )
+        both = events.join(truth.select(["event_id", *inside]), "event_id", join_type="inner", right_suffix="_true")
+        assert len(both) == len(events)
+        rows = arrange(both["user_id"].to_numpy())
+        for action, found in inside.items():
+            label_N, true_N = (both[name].cast(pa.float64()).to_numpy() for name in (action, f"{action}_true"))
+            low_G, high_G = interval(ratio(true_N, label_N, rows).log(rows), rows)
+            found.append(bool(low_G[0] <= 0 <= high_G[0]))
+        shutil.rmtree(out)
+    for action, found in inside.items():
+        print(f"{action}: covered {np.mean(found):.1%} of 200 at 95 %")
+        assert 0.91 <= np.mean(found) <= 0.985

@@ -61,7 +61,8 @@ def compare_copies(
 
 
 def _scale(score_N: np.ndarray, kind: str) -> np.ndarray:
-    """Logit of a probability, logarithm of an expectation."""
+    """Logit of a probability, logarithm of an expectation; NaN where the score is not finite, which clipping would hide."""
+    score_N = np.where(np.isfinite(score_N), score_N, np.nan)
     if kind == "binary":
         clipped_N = np.clip(score_N, 1e-9, 1 - 1e-9)
         return np.log(clipped_N) - np.log1p(-clipped_N)

@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 RUNS   ?= runs
+# Test processes: each imports torch (about 0.5 GiB), files stay whole so that their fixtures are built once.
+TESTERS ?= 2
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
@@ -22,7 +24,7 @@ run: setup
 	$(BIN)/python scripts/demo.py runs=$(RUNS)
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(TESTERS) --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

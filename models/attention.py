@@ -70,10 +70,19 @@ class Padded:
         parts = x_QHE.index_select(0, self.index_X).split([count * length for count, length in self.shapes])
         return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
 
+    def to(self, device: torch.device) -> Padded:
+        """Returns the same runs with the index on `device`."""
+        return Padded(sent(self.index_X, device), self.shapes)
+
     def indices(self) -> list[Tensor]:
         """Returns int64 [B, L] for each bucket."""
         parts = self.index_X.split([count * length for count, length in self.shapes])
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def sent(index: Tensor, device: torch.device) -> Tensor:
+    """Moves an index made on the CPU; from page-locked memory, so that the copy waits for nothing that the device is doing."""
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
 
 
 class CausalAttention(Protocol):
@@ -112,20 +121,22 @@ class CausalLayout:
 
 
 def causal_layout(packing: Packing, padding: int | None = None) -> CausalLayout:
-    """Groups sequences by length.
+    """Groups sequences by length. All indices are made on the CPU, from lengths that are known there, and sent.
 
     Args:
         packing: Rows of the batch.
         padding: Length of the window whose padding the front rows stand for (`models.ranker.RankerShape.padding`).
     """
-    groups = _groups(_rounded(packing.length_S))
-    lengths = [packing.length_S[group_B] for group_B in groups]
-    padded = _pad([(packing.start_S[group_B], length_B) for group_B, length_B in zip(groups, lengths, strict=True)])
+    (length_S, _), device = packing.here, packing.length_S.device
+    groups, start_S = _groups(_rounded(length_S)), length_S.cumsum(0) - length_S
+    lengths = [length_S[group_B] for group_B in groups]
+    padded = _pad([(start_S[group_B], length_B) for group_B, length_B in zip(groups, lengths, strict=True)])
     bias = tuple(
-        None if padding is None else _padding_bias(length_B, longest, padding)
+        None if padding is None else _padding_bias(length_B, longest, padding).to(device)
         for length_B, (_, longest) in zip(lengths, padded.shapes, strict=True)
     )
-    return CausalLayout(padded, _inverse(padded, lengths, len(packing.sequence_R)), bias)
+    inverse_R = _inverse(padded, lengths, len(packing.sequence_R))
+    return CausalLayout(padded.to(device), sent(inverse_R, device), bias)
 
 
 def padding_weight(length: Tensor, padding: int) -> Tensor:
@@ -231,25 +242,29 @@ class PairLayout:
 
 def pair_layout(packing: Packing, seen: Seen) -> PairLayout:
     """Groups sequences by their number of rows and of rows plus targets, and looks up every pair's bias row once a batch."""
-    rows, targets = len(packing.sequence_R), len(packing.state_N)
-    asking_S = packing.length_S + packing.target_length_S
-    groups = _groups(_rounded(packing.length_S) * 2**32 + _rounded(asking_S, octaves=2))
-    keys = _pad([(packing.start_S[group_B], packing.length_S[group_B]) for group_B in groups])
-    first_S = asking_S.cumsum(0) - asking_S  # as if the targets of each sequence stood right behind its rows
+    rows, targets, device = len(packing.sequence_R), len(packing.state_N), packing.length_S.device
+    length_S, target_length_S = packing.here
+    asking_S = length_S + target_length_S
+    groups = _groups(_rounded(length_S) * 2**32 + _rounded(asking_S, octaves=2))
+    start_S, first_S = length_S.cumsum(0) - length_S, asking_S.cumsum(0) - asking_S  # as if targets stood right behind their rows
+    keys = _pad([(start_S[group_B], length_S[group_B]) for group_B in groups]).to(device)
     queries = _pad([(first_S[group_B], asking_S[group_B]) for group_B in groups])
-    queries = Padded(_asking_order(packing)[queries.index_X], queries.shapes)
+    queries = Padded(_asking_order(length_S, target_length_S)[queries.index_X], queries.shapes)
+    inverse_Q = sent(_inverse(queries, [asking_S[group_B] for group_B in groups], rows + targets), device)
+    queries = queries.to(device)
     bias = tuple(_pair_bias(seen, *pair) for pair in zip(queries.indices(), keys.indices(), strict=True))
-    inverse_Q = _inverse(queries, [asking_S[group_B] for group_B in groups], rows + targets)
-    time_N = seen.time_Q[rows:]
-    return PairLayout(queries, keys, bias, inverse_Q, bias_row(torch.zeros_like(time_N), gap_bucket(time_N, time_N)))
+    return PairLayout(queries, keys, bias, inverse_Q, self_bias(seen.time_Q[rows:]))
 
 
-def _asking_order(packing: Packing) -> Tensor:
+def self_bias(time_N: Tensor) -> Tensor:
+    """Returns the int32 bias row of each target with itself, from its time (ms)."""
+    return bias_row(torch.zeros_like(time_N), gap_bucket(time_N, time_N))
+
+
+def _asking_order(length_S: Tensor, target_length_S: Tensor) -> Tensor:
     """int64 [Q]: asking rows, sequence by sequence, the targets of a sequence behind its rows."""
-    sequence_S = torch.arange(len(packing.length_S), device=packing.length_S.device)
-    targets = len(packing.state_N)
-    target_sequence_N = sequence_S.repeat_interleave(packing.target_length_S, output_size=targets)
-    return torch.cat([packing.sequence_R, target_sequence_N]).argsort(stable=True)
+    sequence_S = torch.arange(len(length_S))
+    return torch.cat([sequence_S.repeat_interleave(length_S), sequence_S.repeat_interleave(target_length_S)]).argsort(stable=True)
 
 
 def _pair_bias(seen: Seen, query_BL: Tensor, key_BM: Tensor) -> Tensor:
@@ -287,10 +302,11 @@ def pointwise_attention(q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_PH: Te
         weight_BHLM = F.silu(q_BHLE @ k_BHME.transpose(-1, -2) + bias_BLMH.movedim(-1, 1))
         outputs.append((weight_BHLM.to(v_BHME.dtype) @ v_BHME).transpose(1, 2).flatten(0, 1))
     out_QHE = torch.cat(outputs).index_select(0, layout.inverse_Q)
-    return _add_self(out_QHE, q_QHE, k_QHE, v_QHE, F.embedding(layout.self_bias_N, table_PH))
+    return add_self(out_QHE, q_QHE, k_QHE, v_QHE, F.embedding(layout.self_bias_N, table_PH))
 
 
-def _add_self(out_QHE: Tensor, q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_NH: Tensor) -> Tensor:
+def add_self(out_QHE: Tensor, q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_NH: Tensor) -> Tensor:
+    """Adds what each target sees of itself to the targets' part of [Q, H, E]; `bias_NH` is the bias of each with itself."""
     rows = len(out_QHE) - len(bias_NH)
     weight_NH = F.silu((q_QHE[rows:] * k_QHE[rows:]).sum(-1) + bias_NH)
     return torch.cat([out_QHE[:rows], out_QHE[rows:] + weight_NH[..., None] * v_QHE[rows:]])

@@ -9,10 +9,23 @@ Shape suffixes used in this package:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of a batch's sequences on the CPU, whatever device the batch is on: who arranges it need not wait for the device.
+
+    Attributes:
+        tokens_S: int64, tokens of each sequence.
+        targets_S: int64, targets of each sequence.
+    """
+
+    tokens_S: Tensor
+    targets_S: Tensor
 
 
 @dataclass
@@ -45,6 +58,7 @@ class Batch:
         row_N: int64, row of the target in its shard, to match predictions with examples.
         teacher_NA: float32, a teacher's score of each action (probability, expected count or seconds); NaN where it gave
             none. None without distillation.
+        lengths: Kept by `to` when the batch leaves the CPU; None on it.
     """
 
     offsets_S1: Tensor
@@ -68,6 +82,7 @@ class Batch:
     weight_N: Tensor
     row_N: Tensor
     teacher_NA: Tensor | None = None
+    lengths: Lengths | None = None
 
     @property
     def sequences(self) -> int:
@@ -83,12 +98,18 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Returns the batch on `device`."""
-        return Batch(**{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors()})
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors()}
+        leaves = self.offsets_S1.device.type == "cpu" and moved["offsets_S1"].device.type != "cpu"
+        return replace(self, lengths=self._lengths() if leaves else self.lengths, **moved)  # type: ignore[arg-type]
 
     def pin_memory(self) -> Batch:
         """Returns the batch in page-locked memory."""
-        return Batch(**{name: tensor.pin_memory() for name, tensor in self._tensors()})
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors()})  # type: ignore[arg-type]
+
+    def _lengths(self) -> Lengths:
+        targets_S = torch.bincount(self.target_sequence_N, minlength=self.sequences)
+        return Lengths(self.offsets_S1.diff(), targets_S)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return [(name, tensor) for name, tensor in values if tensor is not None]
+        return [(name, value) for name, value in values if isinstance(value, Tensor)]

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import PointwiseAttention, Seen, pair_layout
+from models.arrange import arrange_pairs
+from models.attention import PointwiseAttention, Seen
 from models.batch import Batch
 from models.embedding import ItemTower, TokenEmbedding
 from models.heads import ContextNetwork, TwoTowerHead
@@ -49,7 +50,7 @@ class HSTU(Ranker):
             ValueError: If the ranker has no actions, or the batch does not fit the shape.
         """
         packing = pack(batch)
-        return self.score(batch, packing, pair_layout(packing, seen(batch, packing)))[0]
+        return self.score(batch, packing, arrange_pairs(packing, seen(batch, packing)))[0]
 
     def score(self, batch: Batch, packing: Packing, attention: PointwiseAttention) -> tuple[Scores, Tensor]:
         """Scores every target of a batch whose rows are arranged already: the one path of `forward` and of `models.dense`.
@@ -91,7 +92,7 @@ class HSTU(Ranker):
 
     def _states(self, batch: Batch, packing: Packing, wanted: Tensor | None) -> Tensor:
         alone = packing.without_targets()
-        return self._trunk(self.embedding.rows(batch, packing), pair_layout(alone, _seen_rows(batch, alone)), wanted)
+        return self._trunk(self.embedding.rows(batch, packing), arrange_pairs(alone, _seen_rows(batch, alone)), wanted)
 
     def _trunk(self, x_QD: Tensor, attention: PointwiseAttention, wanted: Tensor | None) -> Tensor:
         """States of all rows, or of the `wanted` ones: what only feeds other rows is left out of the last block."""

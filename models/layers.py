@@ -81,6 +81,10 @@ class Table(nn.Module):
         rows: Rows, reserved ones included.
         width: Width of a row.
         axes: Meaning of (row, width).
+
+    Attributes:
+        sparse: Whether a lookup of fewer rows than half the table leaves a sparse gradient. It then lists the pad row too; whoever
+            sets this drops it, because leaving it out here would stall an accelerator.
     """
 
     def __init__(self, rows: int, width: int, axes: tuple[str, str]) -> None:
@@ -89,9 +93,12 @@ class Table(nn.Module):
         weight = torch.empty(rows, width).normal_(std=TABLE_STD)
         weight[PAD_ROW] = 0
         self.weight = nn.Parameter(weight)
+        self.sparse = False
 
     def forward(self, row: Tensor) -> Tensor:
         """Looks up int64 rows [...]; returns [..., width]."""
+        if self.sparse and 2 * row.numel() < len(self.weight):
+            return F.embedding(row, self.weight, sparse=True)
         return F.embedding(row, self.weight, padding_idx=PAD_ROW)
 
 

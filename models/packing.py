@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.batch import Batch
+from models.batch import Batch, Lengths
 
 NO_CLOCK = -1
 
@@ -32,6 +32,7 @@ class Packing:
         position_R: int64, position in the sequence; BOS has 0.
         state_N: int64, row whose state each target may read.
         target_length_S: int64, targets of each sequence.
+        lengths: The batch's (`models.batch.Lengths`); None where the device has to be asked.
     """
 
     start_S: Tensor
@@ -41,6 +42,14 @@ class Packing:
     position_R: Tensor
     state_N: Tensor
     target_length_S: Tensor
+    lengths: Lengths | None = None
+
+    @property
+    def here(self) -> tuple[Tensor, Tensor]:
+        """int64 on the CPU: rows and targets of each sequence."""
+        if self.lengths is None:
+            return self.length_S.cpu(), self.target_length_S.cpu()
+        return self.lengths.tokens_S + 1, self.lengths.targets_S
 
     @property
     def from_end_R(self) -> Tensor:
@@ -49,7 +58,8 @@ class Packing:
 
     def without_targets(self) -> Packing:
         """Returns the same rows with no targets."""
-        return replace(self, state_N=self.state_N[:0], target_length_S=torch.zeros_like(self.target_length_S))
+        lengths = self.lengths and replace(self.lengths, targets_S=torch.zeros_like(self.lengths.targets_S))
+        return replace(self, state_N=self.state_N[:0], target_length_S=torch.zeros_like(self.target_length_S), lengths=lengths)
 
 
 def pack(batch: Batch) -> Packing:
@@ -75,7 +85,9 @@ def pack(batch: Batch) -> Packing:
         sequence_R=sequence_R,
         position_R=position_R,
         state_N=start_S[batch.target_sequence_N] + batch.target_position_N,
-        target_length_S=torch.bincount(batch.target_sequence_N, minlength=batch.sequences),
+        # Not bincount: on an accelerator it waits for the largest number.
+        target_length_S=torch.zeros_like(length_S).index_add_(0, batch.target_sequence_N, torch.ones_like(batch.target_sequence_N)),
+        lengths=batch.lengths,
     )
 
 
@@ -112,7 +124,7 @@ def unrolled(batch: Batch, longest: int = 0) -> Batch:
     token_T = torch.arange(int(offsets_N1[-1]), device=first_N.device) + (first_N - offsets_N1[:-1]).repeat_interleave(length_N)
     tokens = {name: getattr(batch, name).index_select(0, token_T) for name in _TOKEN_FIELDS}
     sequence_N = torch.arange(len(length_N), device=first_N.device)
-    return replace(batch, offsets_S1=offsets_N1, target_sequence_N=sequence_N, target_position_N=length_N, **tokens)
+    return replace(batch, offsets_S1=offsets_N1, target_sequence_N=sequence_N, target_position_N=length_N, lengths=None, **tokens)
 
 
 def row_times(batch: Batch, packing: Packing) -> Tensor:
@@ -130,7 +142,7 @@ def next_item_rows(batch: Batch) -> Tensor:
 
 
 GAP_BUCKETS = 29
-_LONGEST_GAP = GAP_BUCKETS - 2  # 2^26 seconds, two years
+LONGEST_GAP = GAP_BUCKETS - 2  # 2^26 seconds, two years
 
 
 def gap_bucket(later: Tensor, earlier: Tensor) -> Tensor:
@@ -145,16 +157,16 @@ def gap_bucket(later: Tensor, earlier: Tensor) -> Tensor:
         availability, not by event time), then one bucket for each doubling.
     """
     if torch.compiler.is_exporting():  # no clip, no division: onnxruntime 1.31 returned 0 for a gap of a month
-        doublings = 1000 * 2 ** torch.arange(_LONGEST_GAP, device=later.device)
+        doublings = 1000 * 2 ** torch.arange(LONGEST_GAP, device=later.device)
         bucket = torch.bucketize(later - earlier, doublings, right=True) + 1
         return bucket.masked_fill((later == NO_CLOCK) | (earlier == NO_CLOCK), 0)
     seconds = (later - earlier).clamp_(min=0).div_(1000, rounding_mode="floor")
-    bucket = _bit_length(seconds).clamp_(max=_LONGEST_GAP) + 1
+    bucket = _bit_length(seconds).clamp_(max=LONGEST_GAP) + 1
     return bucket.masked_fill_((later == NO_CLOCK) | (earlier == NO_CLOCK), 0)
 
 
 POSITION_BUCKETS = 34
-_EXACT_POSITIONS = 16
+EXACT_POSITIONS = 16
 
 
 def position_bucket(distance: Tensor) -> Tensor:
@@ -169,13 +181,13 @@ def position_bucket(distance: Tensor) -> Tensor:
     distance = distance.clamp(min=0)
     octave = _bit_length(distance)
     upper_half = distance >= 3 * 2 ** (octave - 2).clamp_(min=0)
-    coarse = _EXACT_POSITIONS + 2 * (octave - 5) + upper_half
-    return torch.where(distance < _EXACT_POSITIONS, distance, coarse.clamp_(max=POSITION_BUCKETS - 1))
+    coarse = EXACT_POSITIONS + 2 * (octave - 5) + upper_half
+    return torch.where(distance < EXACT_POSITIONS, distance, coarse.clamp_(max=POSITION_BUCKETS - 1))
 
 
 def _bit_length(value: Tensor) -> Tensor:
     """int64 bits of non-negative integers below 2^53, exact at every power of two (a logarithm is not)."""
-    if torch.compiler.is_exporting():  # other runtimes have no frexp; no bucket tells more than `_LONGEST_GAP` bits apart
-        powers = 2 ** torch.arange(_LONGEST_GAP, device=value.device)
+    if torch.compiler.is_exporting():  # other runtimes have no frexp; no bucket tells more than `LONGEST_GAP` bits apart
+        powers = 2 ** torch.arange(LONGEST_GAP, device=value.device)
         return torch.bucketize(value, powers, right=True)
     return torch.frexp(value.double()).exponent.long()

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import CausalAttention, Rotary, causal_layout
+from models.arrange import arrange_causal
+from models.attention import CausalAttention, Rotary
 from models.batch import Batch
 from models.embedding import ItemTower, TokenEmbedding
 from models.heads import ContextNetwork, TwoTowerHead
@@ -98,7 +99,7 @@ class SASRec(Ranker):
         return unrolled(batch, self.shape.positions) if from_end else batch
 
     def _arranged(self, packing: Packing) -> CausalAttention:
-        return causal_layout(packing, self.shape.padding)
+        return arrange_causal(packing, self.shape.padding)
 
     def _trunk(self, batch: Batch, packing: Packing, wanted: Tensor | None, attention: CausalAttention) -> Tensor:
         """States of all rows, or of the `wanted` ones: what only feeds other rows is left out of the last block."""

@@ -8,7 +8,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from trainer.schema.vocabulary import RESERVED_ROWS
 BEST = "best.safetensors"
 CURVE = "curve.json"
 BUNDLE = "bundle"
+_RESUME = "resume.ckpt"
 _SHARD = ShardKey("train", 0)
 
 
@@ -189,7 +190,13 @@ def line(entry: PassLog, passes: int) -> str:
 
 
 def train(
-    config: RetrainConfig, sequences: Sequences, top_k: int, every: int, folder: Path, production: Bundle | None = None
+    config: RetrainConfig,
+    sequences: Sequences,
+    top_k: int,
+    every: int,
+    folder: Path,
+    production: Bundle | None = None,
+    observers: Sequence[Callback] = (),
 ) -> Fitted:
     """Trains a ranker, or goes on where a killed run stopped.
 
@@ -200,6 +207,7 @@ def train(
         every: Passes between judgements.
         folder: Folder for shards, checkpoint and weights.
         production: What to start from; its items belong to the catalogue. None starts cold.
+        observers: Callbacks that see every step before it is counted.
 
     Returns:
         The ranker of the best judged pass, also as a bundle below `folder`.
@@ -226,7 +234,11 @@ def train(
         return judge(ranker_scorer(candidate), sequences, VALIDATION, model.max_history, top_k)
 
     passes = EachPass(pass_ends(plan, store.read(_SHARD)), validate, f"ndcg@{top_k}", every, folder)
-    _fit(config, ranker, BatchModule(store, plan, config.fit.workers), passes, folder, start.moments if production else None)
+    data, moments = BatchModule(store, plan, config.fit.workers), start.moments if production else None
+    _fit(config, ranker, data, [*observers, passes], folder, moments)
+    if len(passes.curve) != len(passes.ends):
+        raise TrainingError("training ended early", got=f"{len(passes.curve)} passes", expected=f"{len(passes.ends)} passes")
+    (folder / _RESUME).unlink(missing_ok=True)
     _write(config, ranker, sequences, start.report, folder, production)
     write_text(folder / CURVE, json.dumps([asdict(entry) for entry in passes.curve], indent=1))
     return read_fitted(folder)
@@ -277,10 +289,15 @@ def pass_ends(plan: BatchPlan, units: Shard) -> list[int]:
 
 
 def _fit(
-    config: RetrainConfig, ranker: Ranker, data: BatchModule, passes: EachPass, folder: Path, carried: dict[str, dict[str, Tensor]] | None
+    config: RetrainConfig,
+    ranker: Ranker,
+    data: BatchModule,
+    observers: list[Callback],
+    folder: Path,
+    carried: dict[str, dict[str, Tensor]] | None,
 ) -> None:
     """Trains; `carried` are the moments of a warm start, None for a cold one."""
-    resume = folder / "resume.ckpt"
+    resume = folder / _RESUME
     task = NextItemTask(
         ranker,
         action_weights={},
@@ -298,11 +315,8 @@ def _fit(
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning calls a function that torch renamed
-        trainer = _trainer(config.fit, [passes, CursorAndCheckpoint(folder, config.fit.checkpoint_steps)], folder)
+        trainer = _trainer(config.fit, [*observers, CursorAndCheckpoint(folder, config.fit.checkpoint_steps)], folder)
         trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
-    if len(passes.curve) != len(passes.ends):
-        raise TrainingError("training ended early", got=f"{len(passes.curve)} passes", expected=f"{len(passes.ends)} passes")
-    resume.unlink(missing_ok=True)
 
 
 def _trainer(config: FitConfig, callbacks: list[Callback], folder: Path) -> L.Trainer:

@@ -1,0 +1,364 @@
+"""The same training by other tools: real positions a second in turns on one machine, and quality after as many passes.
+
+    python scripts/bench/peers.py --env replay=PYTHON --env rectools=PYTHON --data DIR --log ml-1m        # speed
+    python scripts/bench/peers.py --env replay=PYTHON --data DIR --log ml-1m --quality 10 --arms replay   # HR@10, NDCG@10
+
+PYTHON is the interpreter of an environment of its own: `pip install torch==2.13.0 "replay-rec[torch]"`, or `"rectools[torch]"`. DIR holds
+ml-1m/, diginetica/ and kuairand/. Every tool gets the same file of sequences, cut to the last L + 1 events of a user, the same width,
+depth, heads, feed-forward width, dropout, loss (softmax over the whole catalogue), threads and malloc settings. All are started and
+warmed up, then they make rounds of steps in turn while the others wait: rounds of equal length, so no tool has the better minutes.
+
+A position is an event and the event that came next, learned once. What a tool computes for padding, or for predicting a user's first
+event from nothing, counts for nobody. Every tool counts its own batches, and the mean is checked against the count of the file. rewarm
+takes as many positions a step as 128 users bring on average; `--targets shipped` gives it the batch of conf/experiment/ml1m.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from trainer.next_item.judge import list_metrics, pessimistic_rank
+
+SIDES = Path(__file__).parent / "peers"
+ROOT = Path(__file__).parents[2]
+BATCH = 128  # users a step: the default of both peers
+SHIPPED_TARGETS = 4096
+HELD_OUT = 2
+WARM_UP = 3  # steps before the first round
+TOP = 10
+LENGTHS = {"ml-1m": 200, "diginetica": 50, "kuairand": 100}
+# glibc keeps the memory of a step for the next: without these, half of the peers' output layer is page faults.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "67108864"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One contender.
+
+    Attributes:
+        name: How it is called here.
+        tool: Environment that it runs in.
+        side: Script below peers/.
+        model: ``sasrec`` or ``hstu``.
+        bucketed: Whether RePlay's encoder sorts sequences by length.
+        quality: Whether its side can score the catalogue.
+    """
+
+    name: str
+    tool: str
+    side: str
+    model: str
+    bucketed: bool = False
+    quality: bool = False
+
+
+ARMS = [
+    Arm("rewarm", "rewarm", "rewarm_next_item.py", "sasrec", quality=True),
+    Arm("rewarm_hstu", "rewarm", "rewarm_next_item.py", "hstu", quality=True),
+    Arm("replay", "replay", "replay_sasrec.py", "sasrec", quality=True),
+    Arm("replay_bucketed", "replay", "replay_sasrec.py", "sasrec", bucketed=True, quality=True),
+    Arm("rectools", "rectools", "rectools_models.py", "sasrec"),
+    Arm("rectools_hstu", "rectools", "rectools_models.py", "hstu"),
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a side is told. Paths are absolute; `scores` asks for quality, its absence for speed."""
+
+    sequences: str
+    questions: str
+    scores: str | None
+    items: int
+    length: int
+    epochs: int | None
+    batch: int
+    batch_targets: int
+    model: str
+    bucketed: bool
+    threads: int
+    dim: int = 64
+    layers: int = 2
+    heads: int = 1
+    dropout: float = 0.2
+    lr: float = 1e-3
+    seed: int = 0
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Log:
+    """A prepared log.
+
+    Attributes:
+        events: Training events of each user, in order, as places in the catalogue; at most L + 1, at least 2.
+        held: The two held-out events of each user; None where everything is trained on.
+        seen: All events of each user before the last one; what a list must not hold.
+        items: Size of the catalogue.
+    """
+
+    events: list[np.ndarray]
+    held: np.ndarray | None
+    seen: list[np.ndarray] | None
+    items: int
+
+    @property
+    def positions(self) -> int:
+        """Pairs of neighbours: what one pass learns."""
+        return sum(len(user) - 1 for user in self.events)
+
+
+def main() -> None:
+    arguments = _arguments()
+    length = arguments.length or LENGTHS[arguments.log]
+    with tempfile.TemporaryDirectory() as temporary:
+        out = (arguments.out or Path(temporary)).absolute()
+        out.mkdir(parents=True, exist_ok=True)
+        log = READERS[arguments.log](arguments.data / arguments.log, length)
+        write(log, length, out)
+        padding = 1 - log.positions / (len(log.events) * length)
+        print(f"{arguments.log}: {len(log.events):,} users, {log.items:,} items, {log.positions:,} positions a pass, L {length}; {padding:.0%} padding")
+        arms = chosen(arguments)
+        jobs = {arm.name: job_of(arm, log, arguments, length, out) for arm in arms}
+        if arguments.quality:
+            for arm in arms:
+                judge(arm, jobs[arm.name], log, arguments, out)
+        else:
+            show(alternate(arms, jobs, arguments, out), log)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", action="append", default=[], metavar="TOOL=PYTHON")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--log", choices=LENGTHS, required=True)
+    parser.add_argument("--arms", nargs="*", choices=[arm.name for arm in ARMS], help="all whose environment is given")
+    parser.add_argument("--length", type=int, help=f"L; by default {LENGTHS}")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of a tool's turn")
+    parser.add_argument("--targets", choices=["same", "shipped"], default="same", help="positions a step of rewarm")
+    parser.add_argument("--malloc", choices=["kept", "default"], default="kept", help="glibc's settings, the same for all")
+    parser.add_argument("--quality", type=int, metavar="PASSES", help="train so many passes and judge, instead of timing")
+    parser.add_argument("--overrides", nargs="*", default=[], help="settings of rewarm, such as optimizer.lr=0.001")
+    parser.add_argument("--out", type=Path, help="folder to keep; a temporary one otherwise")
+    return parser.parse_args()
+
+
+def chosen(arguments: argparse.Namespace) -> list[Arm]:
+    known = {"rewarm", *(pair.split("=", 1)[0] for pair in arguments.env)}
+    return [arm for arm in ARMS if (arm.name in arguments.arms if arguments.arms else arm.tool in known)]
+
+
+def job_of(arm: Arm, log: Log, arguments: argparse.Namespace, length: int, out: Path) -> Job:
+    same = round(log.positions / len(log.events) * BATCH)
+    return Job(
+        sequences=str(out / "sequences.parquet"), questions=str(out / "questions.parquet"),
+        scores=str(out / f"{arm.name}.npy") if arguments.quality else None, items=log.items, length=length, epochs=arguments.quality,
+        batch=BATCH, batch_targets=same if arguments.targets == "same" else SHIPPED_TARGETS, model=arm.model, bucketed=arm.bucketed,
+        threads=arguments.threads, overrides=arguments.overrides,
+    )  # fmt: skip
+
+
+# ---- logs
+
+
+def ml_1m(folder: Path, length: int) -> Log:
+    """The canonical SASRec order, leave-one-out: the last event tests, the one before validates."""
+    table = pq.read_table(folder / "sasrec_order.parquet").sort_by([("user_id", "ascending"), ("seq_pos", "ascending")])
+    users, items = by_user(table["user_id"].to_numpy(), table["item_id"].to_numpy())
+    whole = [user for user in users if len(user) >= HELD_OUT + 2]
+    events = [user[:-HELD_OUT][-length - 1 :] for user in whole]
+    return Log(events, np.stack([user[-HELD_OUT:] for user in whole]), [user[:-1] for user in whole], items)
+
+
+def diginetica(folder: Path, length: int) -> Log:
+    """Sessions; the order of rows is that of time. Everything is trained on."""
+    table = pq.read_table(folder / "interactions.parquet", columns=["session_id", "item_id"])
+    users, items = by_user(table["session_id"].to_numpy(), table["item_id"].to_numpy())
+    return Log([user[-length - 1 :] for user in users if len(user) > 1], None, None, items)
+
+
+def kuairand(folder: Path, length: int) -> Log:
+    """Exposures: each user's last ones from before the log, then the log's. Everything is trained on."""
+    before = pq.read_table(folder / "user_history_to_0424.parquet", columns=["user_id", "watch_seq"])
+    old = before["watch_seq"].combine_chunks()
+    events = pq.read_table(folder / "events", columns=["user_id", "item_id", "timestamp"]).group_by(["user_id", "item_id", "timestamp"]).aggregate([])
+    events = events.sort_by([("timestamp", "ascending"), ("item_id", "ascending")])
+    length_U = pc.list_value_length(old).fill_null(0).to_numpy(zero_copy_only=False)
+    user_E = np.concatenate([np.repeat(before["user_id"].to_numpy(), length_U), events["user_id"].to_numpy()])
+    users, items = by_user(user_E, np.concatenate([old.flatten().to_numpy(), events["item_id"].to_numpy()]))
+    return Log([user[-length - 1 :] for user in users if len(user) > 1], None, None, items)
+
+
+READERS: dict[str, Callable[[Path, int], Log]] = {"ml-1m": ml_1m, "diginetica": diginetica, "kuairand": kuairand}
+
+
+def by_user(user_E: np.ndarray, item_E: np.ndarray) -> tuple[list[np.ndarray], int]:
+    """Returns each user's items as places in the catalogue, rows in their order; and the size of the catalogue."""
+    items, place_E = np.unique(item_E, return_inverse=True)
+    _, code_E, count_U = np.unique(user_E, return_inverse=True, return_counts=True)
+    return np.split(place_E[np.argsort(code_E, kind="stable")], np.cumsum(count_U)[:-1]), len(items)
+
+
+def write(log: Log, length: int, out: Path) -> None:
+    """Writes what every side reads: ``item_id`` (and ``held``) a user; and the history of each question."""
+    columns = {"user_id": np.arange(len(log.events)), "item_id": log.events}
+    if log.held is not None:
+        columns["held"] = list(log.held)
+        asked = [np.append(user, pair[0])[-length:] for user, pair in zip(log.events, log.held, strict=True)]
+        pq.write_table(pa.table({"item_id": asked}), out / "questions.parquet")
+    pq.write_table(pa.table(columns), out / "sequences.parquet")
+    np.savez(out / "sequences.npz", item_E=np.concatenate(log.events), length_U=np.array([len(user) for user in log.events]))
+
+
+# ---- sides
+
+
+class Side:
+    """A tool's process, which makes a round of steps when told to."""
+
+    def __init__(self, arm: Arm, job: Job, arguments: argparse.Namespace, out: Path) -> None:
+        self.arm, self.log_file = arm, out / f"{arm.name}.log"
+        self.process = subprocess.Popen(
+            command(arm, job, arguments, out), env=environment(arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.log_file.open("w"), text=True,
+        )  # fmt: skip
+        self.facts: dict[str, Any] = {}
+
+    def answer(self) -> dict[str, Any]:
+        """Returns the next answer; what the tool prints besides is left out."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("@bench "):
+                return dict(json.loads(line.removeprefix("@bench ")))
+        raise SystemExit(f"{self.arm.name} ended early; see the end of {self.log_file}:\n{self.log_file.read_text()[-2000:]}")
+
+    def round(self, steps: int) -> dict[str, Any]:
+        """Makes so many steps."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def close(self) -> None:
+        """Lets the process end; one that does not is killed."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def command(arm: Arm, job: Job, arguments: argparse.Namespace, out: Path) -> list[str]:
+    pythons = {"rewarm": sys.executable, **dict(pair.split("=", 1) for pair in arguments.env)}
+    if arm.tool not in pythons:
+        raise SystemExit(f"--env {arm.tool}=PYTHON is needed for {arm.name}")
+    file = out / f"{arm.name}.json"
+    file.write_text(json.dumps(asdict(job)))
+    return [pythons[arm.tool], str(SIDES / arm.side), str(file)]
+
+
+def environment(arguments: argparse.Namespace) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "OMP_", "MKL_"))}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(arguments.threads))
+    return {**own, **threads, "PYTHONPATH": str(ROOT), **(MALLOC if arguments.malloc == "kept" else {})}
+
+
+# ---- speed
+
+
+def alternate(arms: list[Arm], jobs: dict[str, Job], arguments: argparse.Namespace, out: Path) -> dict[str, tuple[Side, list[dict[str, Any]]]]:
+    """Starts and warms up all, then lets them make rounds in turn; a round takes about `arguments.seconds`."""
+    sides = [Side(arm, jobs[arm.name], arguments, out) for arm in arms]
+    try:
+        for side in sides:
+            side.facts = side.answer()
+        steps = {}
+        for side in sides:
+            warm = side.round(WARM_UP)
+            steps[side.arm.name] = max(round(arguments.seconds / statistics.median(warm["seconds"])), WARM_UP)
+        found: dict[str, tuple[Side, list[dict[str, Any]]]] = {side.arm.name: (side, []) for side in sides}
+        for number in range(arguments.rounds):
+            for side in sides:
+                found[side.arm.name][1].append(side.round(steps[side.arm.name]))
+            print(f"round {number + 1} of {arguments.rounds} done", file=sys.stderr, flush=True)
+        return found
+    finally:
+        for side in sides:
+            side.close()
+
+
+def show(found: dict[str, tuple[Side, list[dict[str, Any]]]], log: Log) -> None:
+    table = Table("tool", "version", "parameters", "positions/s: median [low, high]", "rewarm is faster by", "s/step", "s/pass", "peak MB")
+    ours = rates(found["rewarm"][1]) if "rewarm" in found else []
+    for name, (side, rounds) in found.items():
+        rate, seconds = rates(rounds), [second for each in rounds for second in each["seconds"]]
+        check(name, rounds, log)
+        ratio = [mine / theirs for mine, theirs in zip(ours, rate, strict=bool(ours))]
+        table.add_row(
+            name, side.facts["version"], f"{side.facts['parameters']:,}", spread(rate, "{:,.0f}"), spread(ratio, "{:.1f}x") if ratio else "",
+            f"{statistics.median(seconds):.3f}", f"{log.positions / statistics.median(rate):,.0f}", f"{rounds[-1]['peak_mb']:,.0f}",
+        )  # fmt: skip
+    Console(width=170).print(table)
+
+
+def rates(rounds: list[dict[str, Any]]) -> list[float]:
+    """Returns positions a second of every round."""
+    return [sum(each["positions"]) / sum(each["seconds"]) for each in rounds]
+
+
+def spread(values: list[float], form: str) -> str:
+    return f"{form.format(statistics.median(values))} [{form.format(min(values))}, {form.format(max(values))}]"
+
+
+def check(name: str, rounds: list[dict[str, Any]], log: Log) -> None:
+    """Holds a tool's count against the file's: what it takes for positions must be what everybody else does."""
+    if name.startswith("rewarm"):
+        return  # its batches are cut by positions, not by users
+    counted = statistics.mean(position for each in rounds for position in each["positions"])
+    expected = log.positions / len(log.events) * BATCH
+    if not 0.8 < counted / expected < 1.2:
+        raise SystemExit(f"{name} learns {counted:,.0f} positions a step; {BATCH} users of this file bring {expected:,.0f}")
+
+
+# ---- quality
+
+
+def judge(arm: Arm, job: Job, log: Log, arguments: argparse.Namespace, out: Path) -> None:
+    """Trains, and ranks the last event of every user among the whole catalogue, seen events removed."""
+    if log.held is None or log.seen is None or not arm.quality:
+        raise SystemExit(f"{arm.name} on {arguments.log} cannot be judged: only ml-1m holds out, and {arm.side} must score")
+    with (out / f"{arm.name}.log").open("w") as errors:
+        subprocess.run(command(arm, job, arguments, out), env=environment(arguments), stderr=errors, check=True)
+    score_UV = torch.from_numpy(np.load(str(job.scores), mmap_mode="r").copy())
+    row_E = np.repeat(np.arange(len(log.seen)), [len(user) for user in log.seen])
+    rank_U = np.concatenate([
+        pessimistic_rank(score_UV[block], log.held[block, 1], row_E[(inside := np.isin(row_E, block))] - block[0], np.concatenate(log.seen)[inside])
+        for block in np.array_split(np.arange(len(log.held)), 16)
+    ])  # fmt: skip
+    metrics = list_metrics(rank_U, TOP)
+    print(f"{arm.name}: {arguments.quality} passes of {log.positions:,} positions, {', '.join(f'{k} {v:.4f}' for k, v in metrics.items() if k != 'n')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Inject: damages a copy of any log directory on purpose, every kind of the catalogue, and says exactly what it did."""
 
 from trainer.inject.hazards import HAZARDS, hazard
-from trainer.inject.run import KINDS, inject, run
+from trainer.inject.run import KINDS, damage, inject, run
 from trainer.inject.score import Score, score
 
-__all__ = ["HAZARDS", "KINDS", "Score", "hazard", "inject", "run", "score"]
+__all__ = ["HAZARDS", "KINDS", "Score", "damage", "hazard", "inject", "run", "score"]

@@ -99,6 +99,28 @@ def inject(
     return truth, hazards
 
 
+def damage(spec: LogSpec, kind: str, settings: FaultSettings, *, day: str, seed: int = 0) -> list[Planted]:
+    """Damages one day of a log where it lies: for experiments that have a copy of their own and damage many days of it.
+
+    Args:
+        spec: The copy.
+        kind: Kind of damage that stays on disk; no hazard.
+        settings: How.
+        day: Day to damage.
+        seed: Same log, kind, settings, day and seed: same damage.
+
+    Returns:
+        What was planted.
+
+    Raises:
+        ConfigError: If the kind is unknown or a hazard, or does not fit the log.
+        DataError: If the log has no such day.
+    """
+    if kind not in CATALOGUE or kind in HAZARDS:
+        raise ConfigError("no kind of fault that stays on disk", where="kind", got=kind, remedy=nearest(kind, set(KINDS) - set(HAZARDS)))
+    return _damage(Site(kind, spec, _day(day, discover_days(spec)), settings, _luck(seed, f"{kind} {day}")))
+
+
 def _damage(site: Site) -> list[Planted]:
     for module in _MODULES:
         if function := getattr(module, site.kind, None):

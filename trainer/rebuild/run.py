@@ -160,12 +160,13 @@ def _examples(context: Context, source: SourceDays, wanted: Sequence[str], pool:
     """Builds the examples, skipping what is done."""
     keys = {day: plan.examples_key(context, source, day) for day in wanted}
     rows = {day: source.rows([day]) for day in wanted}
+    calendar = days_between(wanted[0], wanted[-1])  # a run must not reach over refused days: nobody wrote timelines for them
     found: dict[tuple[str, int], Record] = {}
     tasks, places = [], []
     for bucket in range(context.user_buckets):
         done = {day: finished(context.folder, f"examples/{day}.{bucket:02d}", keys[day]) for day in wanted}
         found |= {(day, bucket): record for day, record in done.items() if record is not None}
-        for run in plan.runs_of([day for day in wanted if done[day] is None], source.days, rows):
+        for run in plan.runs_of([day for day in wanted if done[day] is None], calendar, rows):
             arguments = (context, bucket, run, plan.sources_of(context, source, run), {day: keys[day] for day in run})
             tasks.append(Task(write_examples, arguments, sum(rows[day] for day in run) // context.user_buckets))
             places.append([(day, bucket) for day in run])

@@ -88,6 +88,16 @@ def test_a_refused_day_is_no_part_of_the_window(lab, tmp_path):
     assert shown["feature_item_tab_views_1d"].null_count == shown["feature_tab"].null_count, "only rows without a tab"
 
 
+def test_several_refused_days_in_a_row_leave_the_days_around_them_right(lab, tmp_path):
+    days = lab.write_log(tmp_path / "log", days=6)
+    for day in days[1:4]:
+        (tmp_path / "log" / f"dt={day}" / "part-0.parquet").write_bytes(b"")
+    log = lab.spec(tmp_path / "log")
+    manifest = lab.build(log, tmp_path / "out", features=FEATURES, as_of_day="2024-06-01")
+    assert list(manifest.source_days) == [days[0], *days[4:]]
+    _check(lab, log, tmp_path / "out", lab.scanned(log, days))
+
+
 def test_an_undamaged_log_masks_nothing_even_where_it_begins(lab, tmp_path):
     days = lab.write_log(tmp_path / "log", days=2)
     log = lab.spec(tmp_path / "log")

@@ -23,6 +23,7 @@ _PRIOR_COUNTS = (5.0, 20.0, 50.0)  # of users, items, contexts
 _FORGET = 0.93  # of the counts are left after a day: half after ten
 _MISSING, _MISSING_SHARE, _LEAST_EXPECTED = 0.05, 0.02, 20
 _HOUR_DAYS = 5  # of history: fewer days hold no weekend, or no working day, and their hours differ
+_FEW_HOUR_DAYS = 2  # of history: from here on an hour that no day was without is missed if it is empty
 _ORDERED, _DISORDERED = 0.02, 0.1
 _UNRIPE, _EXPECTED_POSITIVES = 0.05, 30
 _RANKS, _LEAST_DROP, _FLIPPED_ERRORS = 0.55, 0.01, 3.0
@@ -70,14 +71,18 @@ class Counts:
 
 
 def lost_hours(history: History, state: FileState) -> Iterator[Suspicion]:
-    """Hours without rows in which there used to be some."""
+    """Hours without rows in which there used to be some.
+
+    Of few days the quietest counts, and an hour is lost only if it is empty: weekends have other hours, but they have them.
+    """
     past = [day.state.hour_H / day.state.hour_H.sum() for day in history.days if day.state.hour_H.sum()]
-    if len(past) < _HOUR_DAYS:
+    if len(past) < _FEW_HOUR_DAYS:
         return
-    usual_H = np.median(past, axis=0)
+    settled = len(past) >= _HOUR_DAYS
+    usual_H = np.median(past, axis=0) if settled else np.min(past, axis=0)
     present = float(usual_H[state.hour_H > 0].sum())
     expected_H = usual_H * state.hour_H.sum() / max(present, 1e-9)
-    lost_H = (state.hour_H <= _MISSING * expected_H) & (expected_H > 0)
+    lost_H = (state.hour_H <= _MISSING * expected_H * settled) & (expected_H > 0)
     rows = float(expected_H[lost_H].sum())
     if usual_H[lost_H].sum() >= _MISSING_SHARE and rows >= _LEAST_EXPECTED:
         hours = ", ".join(map(str, np.flatnonzero(lost_H)))

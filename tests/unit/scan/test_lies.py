@@ -250,6 +250,27 @@ def test_lost_hours_and_disorder(judge, root):
     assert only(health, "out_of_order", None).action == "count" and health.days[LAST].status == "ok"
 
 
+@pytest.mark.parametrize("earlier", [1, 2, 4])
+def test_lost_hours_are_told_as_soon_as_two_days_are_known(judge, earlier):
+    """Of two days nobody knows what a weekend looks like: a quiet hour is no lost one, an empty one is."""
+
+    def thinned(share):
+        def change(table):
+            hour = (table["ts"].to_numpy() // 3_600_000) % 24
+            return table.filter(pa.array((hour < 9) | (hour >= 12) | (RNG.random(len(table)) < share)))
+
+        return change
+
+    quiet = judge({DAYS[earlier]: thinned(0.03)})
+    assert found(quiet, DAYS[earlier]) == set(), "some rows are left"
+    health = judge({DAYS[earlier]: thinned(0.0)})
+    lost = [fault for fault in health.days[DAYS[earlier]].faults if fault.kind == "missing_hours"]
+    assert len(lost) == (earlier >= 2)
+    for fault in lost:
+        assert "9, 10, 11" in fault.evidence and abs(fault.rows - (ROWS - health.days[DAYS[earlier]].used)) < 0.25 * ROWS / 8
+    assert all(not found(health, day) for day in DAYS if day != DAYS[earlier])
+
+
 def test_two_producers_in_one_day(judge, root):
     table = events(LAST)
     write(root, LAST, table.slice(0, ROWS // 2))

@@ -167,13 +167,23 @@ def _replayed(
     batch_tokens: int,
     rng: np.random.Generator,
 ) -> list[PlannedBatch]:
-    """Draws replayed batches at random until they make up `share` of all batches."""
+    """Draws replayed batches at random until they make up `share` of all batches; no unit comes twice before all have come."""
     wanted = round(len(new) * share / (1 - share)) if share > 0 else 0
     batches: list[PlannedBatch] = []
-    while wanted and replay and len(batches) < wanted:
-        key = replay[int(rng.integers(len(replay)))]
-        tokens_U, targets_U = lengths(key)
-        batches += [PlannedBatch(key, units, new=False) for units in cut(tokens_U, targets_U, batch_targets, batch_tokens, rng)][:4]
+    left: dict[ShardKey, list[np.ndarray]] = {}
+    usable, waiting = list(replay), list(replay)
+    while len(batches) < wanted and usable:
+        waiting = waiting or list(usable)
+        place = int(rng.integers(len(waiting)))
+        key = waiting[place]
+        if not left.get(key):
+            left[key] = cut(*lengths(key), batch_targets, batch_tokens, rng)
+        if not left[key]:  # a shard without units
+            usable.remove(key)
+        batches += [PlannedBatch(key, units, new=False) for units in left[key][:4]]
+        left[key] = left[key][4:]
+        if not left[key]:
+            del waiting[place]
     return batches[:wanted]
 
 

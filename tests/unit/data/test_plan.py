@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,20 @@ def test_replay_makes_up_its_share():
     replayed = sum(not batch.new for batch in planned.batches)
     assert replayed / len(planned.batches) == pytest.approx(0.25, abs=0.02)
     assert units(planned.batches) == units(plan().batches)
+
+
+def test_nothing_is_replayed_again_before_all_has_been():
+    times = Counter(units(plan(replay=KEYS[:4], replay_share=0.5).batches, new=False))
+    assert len(times) == 4 * 90 and set(times.values()) == {2, 3}, "ten shards' worth of replay from four"
+
+
+def test_replay_from_shards_without_units_is_none():
+    nothing = np.zeros(0, np.int64)
+    planned = plan_batches(
+        KEYS[:1], lambda key: lengths(key) if key in KEYS else (nothing, nothing), batch_targets=40, batch_tokens=600, passes=1, seed=0,
+        replay=[ShardKey("2025-12-31", 0)], replay_share=0.5,
+    )  # fmt: skip
+    assert all(batch.new for batch in planned.batches)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import models
 from models.ranker import Ranker, RankerShape
 from trainer.checkpoint.header import check_header
-from trainer.checkpoint.shards import SHARD_BYTES, index_path, read_sharded, stored_shapes, write_sharded
+from trainer.checkpoint.shards import SHARD_BYTES, ShardReader, index_path, read_sharded, stored_shapes, write_sharded
 from trainer.errors import CheckpointError
 from trainer.schema.bundle import BUNDLE_VERSION, DAYS, ITEMS, MANIFEST, OPTIMIZER, SERVING, TRANSFER, TRUNK, BundleManifest, day_weights
 from trainer.schema.hashing import sha256_file, sha256_json
@@ -53,6 +53,10 @@ class Bundle:
             CheckpointError: If the file is damaged or holds a value that is not finite; the tensor is named.
         """
         return read_tensors(self.path / name)
+
+    def reader(self, name: str = TRUNK) -> ShardReader:
+        """Opens the tensors of one file, to be read by rows or one at a time."""
+        return ShardReader(self.path / name)
 
     def items(self) -> pa.Table:
         """Reads the items of the vocabulary: columns item and feature_<name>."""

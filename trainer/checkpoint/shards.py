@@ -12,7 +12,7 @@ import json
 import mmap
 import operator
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -172,8 +172,8 @@ def _planned(stem: str, tensors: Mapping[str, Layout], shard_bytes: int) -> dict
     return parts
 
 
-class ShardReader:
-    """Reads rows of tensors from shards, or from one safetensors file, without holding more than it returns.
+class ShardReader(Mapping[str, Tensor]):
+    """Reads tensors, or rows of them, from shards or one safetensors file, without holding more than it returns.
 
     Args:
         path: A safetensors file, or the name of a sharded one.
@@ -192,8 +192,16 @@ class ShardReader:
             views = [self._view(part, name, layout) for part in parts]
             self._views[name] = (np.cumsum([0, *(part.rows for part in parts)]), views, [part.file for part in parts])
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Returns a whole tensor."""
+        layout = self.tensors[name]
+        return self.take(name, np.arange(layout.rows)).reshape(layout.shape)
 
     def take(self, name: str, index: np.ndarray) -> Tensor:
         """Returns rows of a tensor by int64 index, ascending where speed matters.
@@ -224,11 +232,6 @@ class ShardReader:
                 remedy="never start from these weights; take the previous release",
             )
         return out
-
-    def whole(self, name: str) -> Tensor:
-        """Returns a whole tensor."""
-        layout = self.tensors[name]
-        return self.take(name, np.arange(layout.rows)).reshape(layout.shape)
 
     def close(self) -> None:
         """Releases the files."""
@@ -327,4 +330,4 @@ def read_sharded(path: Path) -> dict[str, Tensor]:
         CheckpointError: If the index or a shard lies, or a value is not finite.
     """
     with ShardReader(path) as reader:
-        return {name: reader.whole(name) for name in reader.tensors}
+        return dict(reader)

@@ -23,11 +23,12 @@ from trainer.schema.inputs import InputSpec
 from trainer.schema.plain import as_plain
 from trainer.schema.transfer import Rules, TransferPlan, plan_sha256
 from trainer.schema.vocabulary import Vocabulary
-from trainer.warm_start import Parity, Side, apply, carry_moments, merge, plan, verify
+from trainer.warm_start import Parity, Side, carry_moments, merge, plan, verify
 from trainer.warm_start.measure import measure_new_items, measure_removed
 from trainer.warm_start.names import Renames
 from trainer.warm_start.plan import refused
 from trainer.warm_start.show import show
+from trainer.warm_start.stream import load
 
 PROBE_UNITS = 64
 Probe = tuple[pa.Table, pa.Table, int]  # examples, tail, knowledge cut-off
@@ -78,13 +79,13 @@ def begin(
             expected=architecture,
             remedy="warm_start=none distill=production learns from its scores; warm_start.approximate=true keeps tables and context",
         )
-    parent, weights = build_ranker(production, TRUNK).eval(), production.tensors(TRUNK)
-    source = Side.of(parent, production.vocabularies, production.sha256, stored=weights, items=production.items())
-    target = Side.of(ranker, encoder.vocabularies, items=items)
-    transfer = plan(source, target, rules_of(settings))
-    _show_refused(transfer, settings, source, target)
-    started = apply(transfer, source, target, weights, ranker.state_dict(), seed=config.seed)
-    ranker.load_state_dict(started)
+    parent = build_ranker(production, TRUNK).eval()
+    with production.reader(TRUNK) as stored:
+        source = Side.of(parent, production.vocabularies, production.sha256, stored=stored.tensors, items=production.items())
+        target = Side.of(ranker, encoder.vocabularies, items=items)
+        transfer = plan(source, target, rules_of(settings))
+        _show_refused(transfer, settings, source, target)
+        load(transfer, source, target, stored, ranker.state_dict(), seed=config.seed)
     old_encoder = Encoder(renamed_inputs(production.manifest.inputs, _names(encoder.inputs), settings.rename), production.vocabularies)
     pairs, absent = _probe_batches(old_encoder, encoder, probes)
     renames = Renames(settings.rename)
@@ -96,9 +97,13 @@ def begin(
         "new_items": measure_new_items(ranker, [new for _, new in pairs], source, target, *map(torch.from_numpy, encoder.item_rows(items))),
     }
     ranker.train()
-    moments = carry_moments(transfer, source, target, production.tensors(OPTIMIZER)) if settings.optimizer == "carry" else {}
+    del parent  # a copy of every table, while moments are carried
+    moments = {}
+    if settings.optimizer == "carry":
+        with production.reader(OPTIMIZER) as stored:
+            moments = carry_moments(transfer, source, target, stored)
     report = transfer_report(transfer, parity, source, target) | measured
-    kept = {name: tensor.clone() for name, tensor in started.items()} if settings.merge_alpha < 1 else {}
+    kept = {name: tensor.clone() for name, tensor in ranker.state_dict().items()} if settings.merge_alpha < 1 else {}
     return Start(ranker, moments, report, (transfer, source, target, kept) if kept else None)
 
 

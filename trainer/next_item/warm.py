@@ -24,7 +24,8 @@ from trainer.next_item.units import VALIDATION, questions
 from trainer.schema.bundle import OPTIMIZER, TRUNK
 from trainer.schema.plain import as_plain
 from trainer.schema.vocabulary import RESERVED_ROWS, Vocabulary
-from trainer.warm_start import Side, apply, carry_moments, plan, verify
+from trainer.warm_start import Side, carry_moments, plan, verify
+from trainer.warm_start.stream import load
 
 PROBE_USERS = 256
 _UNDATED = "0001-01-01"  # sequences have no clock
@@ -73,16 +74,20 @@ def begin(config: WarmStartConfig, ranker: Ranker, sequences: Sequences, product
             "production predicts actions: it is no next-item ranker", where=production.path, got=production.shape.outputs,
             remedy="start scripts/retrain.py, or give the registry of a next-item product",
         )  # fmt: skip
-    parent, weights = build_ranker(production, TRUNK), production.tensors(TRUNK)
-    vocabulary = vocabulary_of(sequences)
-    source = Side.of(parent, production.vocabularies, production.sha256, stored=weights)
-    target = Side.of(ranker, {ranker.shape.item_vocabulary: vocabulary})
-    transfer = plan(source, target, rules_of(config))
-    ranker.load_state_dict(apply(transfer, source, target, weights, ranker.state_dict(), seed=seed))
+    parent, vocabulary = build_ranker(production, TRUNK), vocabulary_of(sequences)
+    with production.reader(TRUNK) as stored:
+        source = Side.of(parent, production.vocabularies, production.sha256, stored=stored.tensors)
+        target = Side.of(ranker, {ranker.shape.item_vocabulary: vocabulary})
+        transfer = plan(source, target, rules_of(config))
+        load(transfer, source, target, stored, ranker.state_dict(), seed=seed)
     new = _probe(sequences, max_history)
     parity = verify(parent, ranker.eval(), [(_in_rows_of(production, vocabulary, new), new)], transfer.exact)
     ranker.train()
-    moments = carry_moments(transfer, source, target, production.tensors(OPTIMIZER)) if config.optimizer == "carry" else {}
+    del parent  # a copy of every table, while moments are carried
+    moments = {}
+    if config.optimizer == "carry":
+        with production.reader(OPTIMIZER) as stored:
+            moments = carry_moments(transfer, source, target, stored)
     parts = {"parity": as_plain(parity), "fates": as_plain(transfer.fates)}
     return Start(moments, {"exact": transfer.exact, "source": production.sha256, **parts})
 

@@ -44,7 +44,7 @@ def carry_moments(transfer: TransferPlan, source: Side, target: Side, moments: M
         source: Production's side.
         target: The challenger's side.
         moments: ``<parameter>/<state>``: Adam's exp_avg, exp_avg_sq and step; row-wise Adagrad's sum; last, the step at which a
-            row was last touched.
+            row was last touched. Each is asked for once, so a mapping that reads from a file holds one at a time.
 
     Returns:
         Parameter -> {state: value}; parameters that production did not have, and nothing resembles, start without state.
@@ -52,8 +52,8 @@ def carry_moments(transfer: TransferPlan, source: Side, target: Side, moments: M
     Raises:
         CheckpointError: If production's optimizer kept a state that nobody knows how to move, or one of another shape.
     """
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in moments.items():
+    by_name: dict[str, dict[str, str]] = {}
+    for name in moments:
         parameter, _, state = name.rpartition("/")
         if state not in STATES:
             raise CheckpointError(
@@ -62,14 +62,14 @@ def carry_moments(transfer: TransferPlan, source: Side, target: Side, moments: M
                 expected=" or ".join(STATES),
                 remedy="start with warm_start.optimizer=reset",
             )
-        by_name.setdefault(parameter, {})[state] = tensor
+        by_name.setdefault(parameter, {})[state] = name
     carried: dict[str, dict[str, Tensor]] = {}
     for fate in transfer.fates:
         origin = fate.source or fate.copy_of or fate.like or ""
         if fate.target is not None and origin in by_name:
             both = replace(pair(fate, source, target, transfer.rules), old=origin)
             fresh = fate.fate == "inserted as identity"
-            carried[fate.target] = {state: _state(both, state, tensor, fresh) for state, tensor in by_name[origin].items()}
+            carried[fate.target] = {state: _state(both, state, moments[name], fresh) for state, name in by_name[origin].items()}
     return carried
 
 

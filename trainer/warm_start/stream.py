@@ -1,4 +1,4 @@
-"""Carries out a plan without holding a table: production is read by rows, the challenger is written block after block."""
+"""Carries out a plan a block of rows at a time: production is read by rows, the challenger is written or overwritten in place."""
 
 from __future__ import annotations
 
@@ -16,6 +16,34 @@ from trainer.warm_start.plan import pair, refused
 from trainer.warm_start.side import Side
 
 Write = Callable[[str, Iterable[Tensor]], None]  # name, blocks of rows in order
+_LOADED_ROWS = 1 << 16
+
+
+def load(transfer: TransferPlan, source: Side, target: Side, old: Rows, tensors: Mapping[str, Tensor], *, seed: int = 0) -> None:
+    """Overwrites a freshly initialised challenger; the same values as `apply` returns, with no second copy of a table.
+
+    Args:
+        transfer: The plan.
+        source: Production's side.
+        target: The challenger's side.
+        old: Production's tensors (`trainer.checkpoint.shards.ShardReader`).
+        tensors: The challenger's own (its ``state_dict()``), holding what new entries start as; overwritten.
+        seed: Seed of the noise on new rows.
+
+    Raises:
+        CheckpointError: If the plan refuses a tensor, or too little of production arrives; nothing is overwritten then.
+    """
+
+    def overwrite(name: str, blocks: Iterable[Tensor]) -> None:
+        start = 0
+        for block in blocks:
+            tensors[name][start : start + len(block)] = block
+            start += len(block)
+
+    with torch.no_grad():
+        stream_weights(
+            transfer, source, target, old, lambda name, rows: tensors[name][rows].clone(), overwrite, lambda _: _LOADED_ROWS, seed=seed
+        )
 
 
 def stream_weights(

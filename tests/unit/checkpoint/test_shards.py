@@ -99,7 +99,7 @@ def test_values_that_are_not_finite_are_refused_by_tensor(tmp_path, tensors):
     tensors["table"][70, 3] = float("nan")
     write_sharded(tmp_path / "t.safetensors", tensors, 500)
     with ShardReader(tmp_path / "t.safetensors") as reader, pytest.raises(CheckpointError, match="not finite") as error:
-        reader.whole("table")
+        reader["table"]
     assert str(error.value.where).endswith("table")
 
 

@@ -5,8 +5,8 @@ import torch
 
 from tests import small, warm
 from trainer.checkpoint.shards import Layout, ShardReader, ShardWriter, read_sharded, write_sharded
-from trainer.warm_start import Rules, apply, carry_moments, plan
-from trainer.warm_start.stream import stream_moments, stream_weights
+from trainer.warm_start import Rules, apply, carry_moments, plan, stream
+from trainer.warm_start.stream import load, stream_moments, stream_weights
 
 RULES = [
     {},
@@ -17,7 +17,7 @@ RULES = [
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
 @pytest.mark.parametrize("architecture", warm.ARCHITECTURES)
-def test_the_same_bytes_as_in_memory(tmp_path, architecture, rules):
+def test_the_same_bytes_as_in_memory(tmp_path, monkeypatch, architecture, rules):
     old = small.encoder()
     new = warm.reordered(small.encoder(categorical=()), add=range(900, 950))  # a feature less: its mean row is folded in
     source = warm.build(old, name=architecture)
@@ -37,7 +37,13 @@ def test_the_same_bytes_as_in_memory(tmp_path, architecture, rules):
     got = read_sharded(tmp_path / "new.safetensors")
     assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in expected)
 
-    carried = carry_moments(the_plan, *sides, moments)
+    monkeypatch.setattr(stream, "_LOADED_ROWS", 7)
+    with ShardReader(tmp_path / "old.safetensors") as reader:
+        load(the_plan, *sides, reader, target.state_dict(), seed=4)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in target.state_dict().items())
+
+    with ShardReader(tmp_path / "old.safetensors") as reader:
+        carried = carry_moments(the_plan, *sides, {name: reader[name] for name in reader if name in moments})
     inserted = {fate.target for fate in the_plan.fates if fate.fate == "inserted as identity"}
     wanted = {f"{name}/{key}": v for name, state in carried.items() if name not in inserted for key, v in state.items() if key != "step"}
     writer = ShardWriter(tmp_path / "state.safetensors", {name: Layout(tuple(t.shape), t.dtype) for name, t in wanted.items()}, 700)

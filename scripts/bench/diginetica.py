@@ -8,8 +8,8 @@ every click of a session but the first is to be found among the 20 best of all i
 had are taken out of the judged sessions. The vocabulary grows every period; weights and moments move by item id
 (`trainer.warm_start`). One JSON line an (arm, period) goes to ``OUT/results.jsonl``; a stopped run goes on from there.
 
-    finetune   the period's sessions only              replay     and 30,000 random (prefix, item) exemplars of earlier periods
-    dropout    finetune with dropout                   replay_kd  exemplars carry the old model's scores instead of their label
+    finetune   the period's sessions only              replay     and random whole sessions of earlier periods, drawn anew each period
+    dropout    finetune with dropout                   replay_kd  which the old model's scores teach as well
     joint      from scratch on all periods so far      scratch    from scratch on the period only
 """
 
@@ -19,7 +19,6 @@ import argparse
 import copy
 import json
 import logging
-import math
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -46,7 +45,7 @@ from trainer.fit.learner import Learner
 from trainer.fit.run import CursorAndCheckpoint
 from trainer.fit.schedule import schedule_of
 from trainer.fit.task import RankingTask
-from trainer.next_item.judge import catalogue, pessimistic_rank
+from trainer.next_item.judge import catalogue
 from trainer.next_item.run import hardware
 from trainer.next_item.sequences import Sequences
 from trainer.next_item.train import shape_of
@@ -54,11 +53,10 @@ from trainer.next_item.units import cut_units
 from trainer.schema.vocabulary import RESERVED_ROWS, Vocabulary
 from trainer.warm_start import Side, apply, carry_moments, plan
 
-TOP_K, KEEP, MAX_HISTORY = 20, 30_000, 50
-KD_WEIGHT = 0.8  # ADER's base weight on this log; scaled by how much of the catalogue and of the data is old
+TOP_K, MAX_HISTORY = 20, 50
 ARMS = ("finetune", "dropout", "replay", "replay_kd", "joint", "scratch")
 PUBLISHED = {"finetune": 47.28, "dropout": 49.07, "replay": 49.14, "replay_kd": 50.21, "joint": 50.03}
-NEW, OLD = 0, 1  # Shard.row_N marks whether a target is the period's or an exemplar
+NEW, OLD = 0, 1  # Shard.row_N marks whether a target is the period's or replayed
 
 
 @dataclass(frozen=True)
@@ -99,56 +97,25 @@ class Log:
         return Sequences(pa.array(users), pa.array(item_V), offsets_U1, item_E[kept_E][order_E])
 
 
-@dataclass(frozen=True)
-class Exemplars:
-    """(prefix, item) pairs kept from earlier periods: item ids, because rows change every period.
+def session_units(sequences: Sequences, chosen_U: np.ndarray | None = None) -> Shard:
+    """Returns a unit a session: every click but the first is a target, given at most `MAX_HISTORY` clicks before it.
 
-    Attributes:
-        prefixes: Item ids of each prefix, the latest last.
-        item_N: Item id that came next.
+    A session's targets share one pass through the trunk; as (prefix, item) pairs they would cost several times as much.
     """
-
-    prefixes: list[np.ndarray]
-    item_N: np.ndarray
-
-    def unit(self, item_V: np.ndarray) -> Shard:
-        """Returns a unit an exemplar: its tokens, and one target behind them."""
-        sequences = [np.append(prefix, item) for prefix, item in zip(self.prefixes, self.item_N, strict=True)]
-        length_N = np.array([len(sequence) for sequence in sequences], np.int64)
-        offsets = np.concatenate([[0], np.cumsum(length_N)])
-        rows = Sequences(pa.array(np.arange(len(length_N))), pa.array(item_V), offsets, np.searchsorted(item_V, np.concatenate(sequences)))
-        return cut_units(rows, np.arange(len(length_N)), offsets[:-1], offsets[1:] - 1, length_N - 1)
-
-    def renewed(self, sequences: Sequences, item_V: np.ndarray, rng: np.random.Generator) -> Exemplars:
-        """Returns `KEEP` random pairs of the old ones and the period's."""
-        session_E = np.repeat(np.arange(sequences.users), np.diff(sequences.offsets_U1))
-        target_E = np.flatnonzero(np.arange(sequences.events) > sequences.offsets_U1[session_E])
-        chosen = rng.permutation(len(self.item_N) + len(target_E))[:KEEP]
-        old, new = chosen[chosen < len(self.item_N)], target_E[chosen[chosen >= len(self.item_N)] - len(self.item_N)]
-        first_N = np.maximum(sequences.offsets_U1[session_E[new]], new - MAX_HISTORY)
-        prefixes = [item_V[sequences.item_E[first:event]] for first, event in zip(first_N, new, strict=True)]
-        items = [self.item_N[old], item_V[sequences.item_E[new]]]
-        return Exemplars([*(self.prefixes[index] for index in old), *prefixes], np.concatenate(items))
+    chosen_U = np.arange(sequences.users) if chosen_U is None else chosen_U
+    first, stop = sequences.offsets_U1[:-1][chosen_U], sequences.offsets_U1[1:][chosen_U] - 1
+    return cut_units(sequences, chosen_U, np.maximum(first, stop - MAX_HISTORY), stop, np.ones(len(chosen_U), np.int64))
 
 
-def session_units(sequences: Sequences) -> Shard:
-    """Returns a unit a session: every click but the first is a target, given at most `MAX_HISTORY` clicks before it."""
-    first, stop = sequences.offsets_U1[:-1], sequences.offsets_U1[1:] - 1
-    return cut_units(sequences, np.arange(sequences.users), np.maximum(first, stop - MAX_HISTORY), stop, np.ones(sequences.users, np.int64))
-
-
-def joined(new: Shard, old: Shard) -> Shard:
-    """Puts exemplars behind the period's units, and marks both in `row_N`."""
-    new, old = (replace(shard, row_N=np.full(len(shard.row_N), mark)) for shard, mark in ((new, NEW), (old, OLD)))
-    arrays = {name: np.concatenate([a, b]) for (name, a), b in zip(new.arrays().items(), old.arrays().values(), strict=True)}
-    for name in ("token_offsets_U1", "target_offsets_U1"):
-        a, b = getattr(new, name), getattr(old, name)
-        arrays[name] = np.concatenate([a, b[1:] + a[-1]])
-    return Shard(**arrays)
+def drawn(sequences: Sequences, targets: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws random sessions until they hold so many targets; all of them where there are fewer."""
+    order_U = rng.permutation(sequences.users)
+    held = np.cumsum(np.diff(sequences.offsets_U1)[order_U] - 1)
+    return np.sort(order_U[: int(np.searchsorted(held, targets)) + 1])
 
 
 class SessionTask(RankingTask):
-    """Sampled softmax over the period's clicks; exemplars by their label, or by the old model's scores.
+    """Sampled softmax over clicks; under distillation, replayed ones are taught by the old model's scores as well.
 
     Negatives of a batch are shared: half are drawn as the period's clicks are, half uniformly from the catalogue, so that items
     which nobody clicks any more are still pushed down. Logits are corrected by the log probability of being drawn.
@@ -170,26 +137,20 @@ class SessionTask(RankingTask):
         item_M = torch.cat([drawn, torch.randint(len(self.old_V), (half,))])
         target_N = batch.target_item_N - RESERVED_ROWS
         user_ND = ranker.user_vectors(batch)
-        weight_N = torch.ones(len(target_N)) if self.teacher is None else (batch.row_N == NEW).float()
         loss = sampled_softmax(
             user_ND, vectors(ranker, target_N), vectors(ranker, item_M), target_N, item_M, self.log_q_V[target_N], self.log_q_V[item_M],
-            weight_N,
         )  # fmt: skip
-        if self.teacher is None:
+        if self.teacher is None or not (batch.row_N == OLD).all():
             return loss, loss.new_zeros(())
-        return loss, self.kd * self._distil(ranker, batch, user_ND, target_N, item_M)
+        return loss, self.kd * self._distil(ranker, batch, user_ND, torch.cat([target_N, item_M]))
 
-    def _distil(self, ranker: Ranker, batch: Batch, user_ND: Tensor, target_N: Tensor, item_M: Tensor) -> Tensor:
-        """Cross-entropy with the old model's distribution over the drawn items that it knew, on exemplars."""
+    def _distil(self, ranker: Ranker, batch: Batch, user_ND: Tensor, candidate_M: Tensor) -> Tensor:
+        """Cross-entropy with the old model's distribution over the targets and the drawn items that it knew."""
         assert self.teacher is not None
-        old_N, known_M = batch.row_N == OLD, item_M[self.old_V[item_M]].unique()
-        if not old_N.any() or not len(known_M):
-            return user_ND.sum() * 0.0
-        candidates = torch.cat([known_M, target_N[old_N]]).unique()
+        candidate_M = candidate_M[self.old_V[candidate_M]].unique()
         with torch.no_grad():
-            teacher_NM = self.teacher.user_vectors(batch)[old_N] @ vectors(self.teacher, candidates).T
-        student_NM = user_ND[old_N] @ vectors(ranker, candidates).T
-        return F.cross_entropy(student_NM, teacher_NM.softmax(1))
+            teacher_NM = self.teacher.user_vectors(batch) @ vectors(self.teacher, candidate_M).T
+        return F.cross_entropy(user_ND @ vectors(ranker, candidate_M).T, teacher_NM.softmax(1))
 
 
 def vectors(ranker: Ranker, item_M: Tensor) -> Tensor:
@@ -236,9 +197,10 @@ def _model(options: argparse.Namespace, arm: str) -> ModelConfig:
 
 @dataclass(frozen=True)
 class Learned:
-    """What one period cost."""
+    """What one period left behind: the trunk, from which the next one starts, and what is served; and what it cost."""
 
     ranker: Ranker
+    served: Ranker
     moments: dict[str, Tensor]
     seconds: float
     targets: int
@@ -248,45 +210,41 @@ class Learned:
 def learn(
     options: argparse.Namespace,
     start: tuple[Ranker, dict, np.ndarray],
-    units: Shard,
-    fresh: np.ndarray,
+    new: Shard,
+    old: Shard | None,
     kd: float,
     passes: int,
     folder: Path,
     period: int,
 ) -> Learned:
-    """Trains on the units of one period with the loop of the main job."""
+    """Trains on the units of one period, and on replayed ones among them, with the loop of the main job."""
     ranker, moments, known_V = start
-    key, store = ShardKey(f"period-{period:02d}", 0), ShardStore(folder)
-    store.write(key, units)
+    keys, store = [ShardKey(f"{kind}-{period:02d}", 0) for kind in ("new", "old")], ShardStore(folder)
+    units = [replace(shard, row_N=np.full(len(shard.row_N), mark)) for mark, shard in ((NEW, new), (OLD, old)) if shard is not None]
+    for key, shard in zip(keys, units, strict=False):
+        store.write(key, shard)
     steps = plan_batches(
-        [key], store.lengths, batch_targets=options.batch, batch_tokens=8 * options.batch, passes=passes, seed=options.seed
-    )
+        keys[:1], store.lengths, batch_targets=options.batch, batch_tokens=8 * options.batch, passes=passes, seed=options.seed,
+        replay=keys[1 : len(units)], replay_share=options.replay_share if old is not None else 0.0,
+    )  # fmt: skip
     task = SessionTask(
-        ranker, fresh, known_V, kd, options.negatives,
-        optimizer=OptimizerConfig(lr=options.lr, embedding_lr=options.table_lr, weight_decay=0.0),
-        schedule=schedule_of(ScheduleConfig(warm_factor=options.warm_factor), steps.steps, bool(moments)), ema_decay=0.0, seed=options.seed,
-        max_skipped_steps=0, initial_moments=moments,
+        ranker, np.concatenate([shard.target_item_N for shard in units]) - RESERVED_ROWS, known_V, kd, options.negatives,
+        optimizer=OptimizerConfig(lr=options.lr, tables=options.tables, embedding_lr=options.table_lr, weight_decay=0.0),
+        schedule=schedule_of(ScheduleConfig(warm_factor=options.warm_factor), steps.steps, bool(moments)), ema_decay=options.ema,
+        seed=options.seed, max_skipped_steps=0, initial_moments=moments,
     )  # fmt: skip
     trainer = L.Trainer(
         accelerator="cpu", devices=1, max_epochs=1, limit_val_batches=0, enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=False, callbacks=[CursorAndCheckpoint(folder, 10**9)], logger=False, default_root_dir=folder,
     )  # fmt: skip
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
-    begun = time.perf_counter()
+    begun = time.process_time()
     trainer.fit(task, datamodule=BatchModule(store, steps))
-    seconds = time.perf_counter() - begun
-    return Learned(
-        ranker.eval(), task.optimizers_of[0].named_state(), seconds, passes * len(units.row_N), passes * _flops(options, ranker, units, kd)
-    )
-
-
-def _flops(options: argparse.Namespace, ranker: Ranker, units: Shard, kd: float) -> int:
-    """Counts one pass: the trunk, and the scores of the negatives; the old model's forward pass where it teaches."""
-    batch = take(units, np.arange(units.units))
-    forward = forward_flops(ranker, batch) + 2 * batch.targets * options.negatives * options.dim
-    return forward * (4 if kd > 0 else 3)
+    seconds = time.process_time() - begun
+    taken = [[planned.units_B for planned in steps.batches if planned.new == (kind == NEW)] for kind in (NEW, OLD)]
+    used = [take(shard, np.concatenate(parts)) for shard, parts in zip(units, taken, strict=False) if parts]
+    costs = [forward_flops(ranker, batch) + 2 * batch.targets * options.negatives * options.dim for batch in used]
+    flops = 3 * sum(costs) + (costs[-1] if kd > 0 else 0)  # the old model's forward pass where it teaches
+    return Learned(ranker.eval(), task.served.eval(), task.optimizers_of[0].named_state(), seconds, sum(b.targets for b in used), flops)
 
 
 def judge(options: argparse.Namespace, ranker: Ranker, units: Shard) -> dict[str, float]:
@@ -297,12 +255,13 @@ def judge(options: argparse.Namespace, ranker: Ranker, units: Shard) -> dict[str
     asked_U = asked_U[: int(np.searchsorted(np.cumsum(targets_U[asked_U]), options.questions)) + 1]
     ranks = []
     with torch.inference_mode():
-        item_DV = catalogue(ranker).T
+        item_DV = catalogue(ranker).T.contiguous()
         for units_B in cut(tokens_U[asked_U], targets_U[asked_U], 512, 8192, rng):
-            batch, nothing = take(units, asked_U[units_B]), np.zeros(0, np.int64)
+            batch = take(units, asked_U[units_B])
             score_BV = ranker.user_vectors(batch) @ item_DV
-            ranks.append(pessimistic_rank(score_BV, batch.target_item_N.numpy() - RESERVED_ROWS, nothing, nothing))
-    rank_N = np.concatenate(ranks)
+            own_B1 = score_BV.gather(1, (batch.target_item_N - RESERVED_ROWS)[:, None])
+            ranks.append((~(score_BV < own_B1)).sum(1) - 1)  # a tie or a NaN counts against the target
+    rank_N = torch.cat(ranks).numpy()
     return {
         "recall": float((rank_N < TOP_K).mean()), "mrr": float(np.where(rank_N < TOP_K, 1 / (rank_N + 1.0), 0).mean()), "n": len(rank_N)
     }  # fmt: skip
@@ -310,46 +269,48 @@ def judge(options: argparse.Namespace, ranker: Ranker, units: Shard) -> dict[str
 
 def run_arm(options: argparse.Namespace, arm: str, log: Log, done: dict[tuple[str, int], dict], results: Path) -> None:
     """Goes through the periods with one arm."""
-    state, exemplars = None, Exemplars([], np.zeros(0, np.int64))
-    rng = np.random.default_rng(options.seed)
-    cold = arm in ("joint", "scratch")
+    state, cold = None, arm in ("joint", "scratch")
     for period in range(options.periods):
-        if ((arm, period) in done and cold) or (cold and arm == "joint" and (period + 1) % options.joint_every):
+        if cold and ((arm, period) in done or (arm == "joint" and (period + 1) % options.joint_every)):
             continue
         item_V = log.items(period)
-        sequences = log.sequences(0 if arm == "joint" else period, period, item_V)
-        units, kd = session_units(sequences), 0.0
-        fresh = units.target_item_N - RESERVED_ROWS
-        if len(exemplars.item_N) and arm.startswith("replay"):
-            if arm == "replay_kd" and state is not None:
-                kd = KD_WEIGHT * math.sqrt(len(state.item_V) / len(item_V) * len(exemplars.item_N) / len(fresh))
-            units = joined(units, exemplars.unit(item_V))
+        new = session_units(log.sequences(0 if arm == "joint" else period, period, item_V))
+        counts_V = np.bincount(new.target_item_N - RESERVED_ROWS, minlength=len(item_V))
+        start = begin(options, arm, item_V, counts_V, None if cold else state)
         file = options.out / "states" / arm / f"{period:02d}.pt"
-        start = begin(options, arm, item_V, np.bincount(fresh, minlength=len(item_V)), None if cold else state)
-        if (arm, period) in done and file.exists():
+        if (arm, period) in done:
             kept = torch.load(file, weights_only=True)
             start[0].load_state_dict(kept["weights"])
             state = State(start[0].eval(), kept["moments"], item_V)
-        else:
-            passes = options.joint_passes if arm == "joint" or period == 0 else options.passes
-            learned = learn(options, start, units, fresh, kd, passes, options.out / "shards" / arm, period)
-            state = State(learned.ranker, learned.moments, item_V)
-            if not cold:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                torch.save({"weights": learned.ranker.state_dict(), "moments": learned.moments}, file)
-            metrics = judge(options, learned.ranker, session_units(log.sequences(period + 1, period + 1, item_V)))
-            line = {
-                "arm": arm, "period": period, **metrics, "seconds": round(learned.seconds, 1), "targets": learned.targets,
-                "flops": learned.flops, "items": len(item_V), "kd": kd,
-            }  # fmt: skip
-            with results.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-            print(
-                f"{arm:10s} period {period:2d}  recall@20 {metrics['recall']:.4f}  mrr@20 {metrics['mrr']:.4f}  {learned.seconds:6.1f} s",
-                flush=True,
-            )
-        if arm.startswith("replay"):
-            exemplars = exemplars.renewed(sequences, item_V, rng)
+            continue
+        passes = options.joint_passes if arm == "joint" or period == 0 else options.passes
+        old, kd = None, 0.0
+        if arm.startswith("replay") and state is not None:
+            sequences, rng = log.sequences(0, period - 1, item_V), np.random.default_rng([options.seed, period])
+            wanted = len(new.target_item_N) * passes * options.replay_share / (1 - options.replay_share)
+            old = session_units(sequences, drawn(sequences, round(wanted), rng))
+            kd = options.kd if arm == "replay_kd" else 0.0
+        learned = learn(options, start, new, old, kd, passes, options.out / "shards" / arm, period)
+        state = State(learned.ranker, learned.moments, item_V)
+        if not cold:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"weights": learned.ranker.state_dict(), "moments": learned.moments}, file)
+        report(options, arm, period, learned, log, item_V, results)
+
+
+def report(options: argparse.Namespace, arm: str, period: int, learned: Learned, log: Log, item_V: np.ndarray, results: Path) -> None:
+    """Judges a period's model on the next period, and notes what it cost."""
+    metrics = judge(options, learned.served, session_units(log.sequences(period + 1, period + 1, item_V)))
+    line = {
+        "arm": arm, "period": period, **metrics, "seconds": round(learned.seconds, 1), "targets": learned.targets,
+        "flops": learned.flops, "items": len(item_V),
+    }  # fmt: skip
+    with results.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    print(
+        f"{arm:10s} period {period:2d}  recall@20 {metrics['recall']:.4f}  mrr@20 {metrics['mrr']:.4f}  "
+        f"{learned.seconds:6.1f} s  {learned.targets / learned.seconds:,.0f} targets/s", flush=True,
+    )  # fmt: skip
 
 
 def show(lines: list[dict]) -> None:
@@ -391,6 +352,8 @@ def closed(mean: dict[str, dict[str, float]], arm: str) -> float | None:
 def main() -> None:
     options = _arguments()
     options.out.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
     results = options.out / "results.jsonl"
     log = Log.read(options.data / "interactions.parquet")
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
@@ -409,14 +372,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--arms", default="finetune,dropout,replay,replay_kd,joint")
     parser.add_argument("--periods", type=int, default=16)
     parser.add_argument("--joint-every", type=int, default=1, help="train joint only in every so many periods")
-    parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--joint-passes", type=int, default=8, help="passes of joint, and of every arm's first period")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--dropout", type=float, default=0.3)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--table-lr", type=float, default=3e-2, help="of item rows: a rare item is touched a few times only")
+    parser.add_argument("--tables", default="adamw", help="optimizer of item rows: adamw or rowwise_adagrad")
     parser.add_argument("--warm-factor", type=float, default=0.3, help="factor on both rates of a warm start")
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--ema", type=float, default=0.99, help="decay of the served average of the weights; 0 serves the trunk")
+    parser.add_argument("--replay-share", type=float, default=0.5, help="share of replayed targets in the arms that replay")
+    parser.add_argument("--kd", type=float, default=0.5, help="weight of the old model's scores on replayed targets")
+    parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--negatives", type=int, default=1024)
     parser.add_argument("--questions", type=int, default=12_000, help="judged clicks a period")
     parser.add_argument("--seed", type=int, default=0)

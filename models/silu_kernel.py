@@ -185,6 +185,10 @@ def _constants(runs: Runs, heads: int, width: int) -> dict[str, int]:
     return {"S": sequences, "H": heads, "E": width, "WIDTH": padded, "BLOCK": _BLOCK, **_BUCKETS}
 
 
+# The number of sequences differs from batch to batch: as a constant, or specialised by its value, it would compile a kernel for each.
+_compiled_once = triton.jit(do_not_specialize=["S"])
+
+
 @triton.jit
 def _bias_rows(
     q_position, q_time, k_position, k_time, GAPS: tl.constexpr, LONGEST: tl.constexpr, PLACES: tl.constexpr, EXACT: tl.constexpr
@@ -211,10 +215,10 @@ def _scores(q, k, bias, rows, seen, head, H: tl.constexpr):
     return score, 1.0 / (1.0 + tl.exp(-score))
 
 
-@triton.jit
+@_compiled_once
 def _forward(
-    q_ptr, k_ptr, v_ptr, bias, out_ptr, block_run, block_offset, query_ptr, count_ptr, key_ptr, keys_ptr, position, time, visible,
-    S: tl.constexpr, H: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, bias, out_ptr, block_run, block_offset, query_ptr, count_ptr, key_ptr, keys_ptr, position, time, visible, S,
+    H: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     GAPS: tl.constexpr, LONGEST: tl.constexpr, PLACES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     run, head = tl.load(block_run + tl.program_id(0)), tl.program_id(1)
@@ -244,11 +248,11 @@ def _forward(
     tl.store(out_ptr + here, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@_compiled_once
 def _backward_queries(
     q_ptr, k_ptr, v_ptr, bias, grad_ptr, dq_ptr, dbias, block_run, block_offset,
-    query_ptr, count_ptr, key_ptr, keys_ptr, position, time, visible,
-    P: tl.constexpr, COPIES: tl.constexpr, S: tl.constexpr, H: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    query_ptr, count_ptr, key_ptr, keys_ptr, position, time, visible, S,
+    P: tl.constexpr, COPIES: tl.constexpr, H: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     GAPS: tl.constexpr, LONGEST: tl.constexpr, PLACES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     run, head = tl.load(block_run + tl.program_id(0)), tl.program_id(1)
@@ -281,11 +285,11 @@ def _backward_queries(
     tl.store(dq_ptr + here, dq.to(dq_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@_compiled_once
 def _backward_keys(
     q_ptr, k_ptr, v_ptr, bias, grad_ptr, dk_ptr, dv_ptr, block_run, block_offset,
-    query_ptr, count_ptr, key_ptr, keys_ptr, position, time, visible,
-    S: tl.constexpr, H: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    query_ptr, count_ptr, key_ptr, keys_ptr, position, time, visible, S,
+    H: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     GAPS: tl.constexpr, LONGEST: tl.constexpr, PLACES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     run, head = tl.load(block_run + tl.program_id(0)), tl.program_id(1)

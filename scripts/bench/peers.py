@@ -125,6 +125,11 @@ class Log:
         """Pairs of neighbours: what one pass learns."""
         return sum(len(user) - 1 for user in self.events)
 
+    def summary(self, length: int) -> str:
+        """Returns its size in words."""
+        padding = 1 - self.positions / (len(self.events) * length)
+        return f"{len(self.events):,} users, {self.items:,} items, {self.positions:,} positions a pass, L {length}; {padding:.0%} padding"
+
 
 def main() -> None:
     arguments = _arguments()
@@ -134,8 +139,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         log = READERS[arguments.log](arguments.data / arguments.log, length)
         write(log, length, out)
-        padding = 1 - log.positions / (len(log.events) * length)
-        print(f"{arguments.log}: {len(log.events):,} users, {log.items:,} items, {log.positions:,} positions a pass, L {length}; {padding:.0%} padding")
+        print(f"{arguments.log}: {log.summary(length)}")
         arms = chosen(arguments)
         jobs = {arm.name: job_of(arm, log, arguments, length, out) for arm in arms}
         if arguments.quality:
@@ -201,7 +205,8 @@ def kuairand(folder: Path, length: int) -> Log:
     """Exposures: each user's last ones from before the log, then the log's. Everything is trained on."""
     before = pq.read_table(folder / "user_history_to_0424.parquet", columns=["user_id", "watch_seq"])
     old = before["watch_seq"].combine_chunks()
-    events = pq.read_table(folder / "events", columns=["user_id", "item_id", "timestamp"]).group_by(["user_id", "item_id", "timestamp"]).aggregate([])
+    columns = ["user_id", "item_id", "timestamp"]
+    events = pq.read_table(folder / "events", columns=columns).group_by(columns).aggregate([])  # some rows were delivered twice
     events = events.sort_by([("timestamp", "ascending"), ("item_id", "ascending")])
     length_U = pc.list_value_length(old).fill_null(0).to_numpy(zero_copy_only=False)
     user_E = np.concatenate([np.repeat(before["user_id"].to_numpy(), length_U), events["user_id"].to_numpy()])
@@ -243,6 +248,7 @@ class Side:
             stderr=self.log_file.open("w"), text=True,
         )  # fmt: skip
         self.facts: dict[str, Any] = {}
+        self.rounds: list[dict[str, Any]] = []
 
     def answer(self) -> dict[str, Any]:
         """Returns the next answer; what the tool prints besides is left out."""
@@ -287,8 +293,8 @@ def environment(arguments: argparse.Namespace) -> dict[str, str]:
 # ---- speed
 
 
-def alternate(arms: list[Arm], jobs: dict[str, Job], arguments: argparse.Namespace, out: Path) -> dict[str, tuple[Side, list[dict[str, Any]]]]:
-    """Starts and warms up all, then lets them make rounds in turn; a round takes about `arguments.seconds`."""
+def alternate(arms: list[Arm], jobs: dict[str, Job], arguments: argparse.Namespace, out: Path) -> list[Side]:
+    """Starts and warms up all, then lets them make rounds in turn; a turn takes about `arguments.seconds`."""
     sides = [Side(arm, jobs[arm.name], arguments, out) for arm in arms]
     try:
         for side in sides:
@@ -297,48 +303,49 @@ def alternate(arms: list[Arm], jobs: dict[str, Job], arguments: argparse.Namespa
         for side in sides:
             warm = side.round(WARM_UP)
             steps[side.arm.name] = max(round(arguments.seconds / statistics.median(warm["seconds"])), WARM_UP)
-        found: dict[str, tuple[Side, list[dict[str, Any]]]] = {side.arm.name: (side, []) for side in sides}
-        for number in range(arguments.rounds):
+        for _ in range(arguments.rounds):
             for side in sides:
-                found[side.arm.name][1].append(side.round(steps[side.arm.name]))
-            print(f"round {number + 1} of {arguments.rounds} done", file=sys.stderr, flush=True)
-        return found
+                side.rounds.append(side.round(steps[side.arm.name]))
+        (out / "rounds.json").write_text(json.dumps({side.arm.name: side.rounds for side in sides}))
+        return sides
     finally:
         for side in sides:
             side.close()
 
 
-def show(found: dict[str, tuple[Side, list[dict[str, Any]]]], log: Log) -> None:
-    table = Table("tool", "version", "parameters", "positions/s: median [low, high]", "rewarm is faster by", "s/step", "s/pass", "peak MB")
-    ours = rates(found["rewarm"][1]) if "rewarm" in found else []
-    for name, (side, rounds) in found.items():
-        rate, seconds = rates(rounds), [second for each in rounds for second in each["seconds"]]
-        check(name, rounds, log)
-        ratio = [mine / theirs for mine, theirs in zip(ours, rate, strict=bool(ours))]
+def show(sides: list[Side], log: Log) -> None:
+    """Prints medians over rounds, and the spread from the slowest round to the fastest."""
+    table = Table("tool", "version", "parameters", "positions/s", "rewarm is faster by", "s/step", "s/pass", "peak MB")
+    ours = next((rates(side.rounds) for side in sides if side.arm.name == "rewarm"), None)
+    for side in sides:
+        check(side, log)
+        rate, seconds = rates(side.rounds), [second for each in side.rounds for second in each["seconds"]]
+        ratio = [mine / theirs for mine, theirs in zip(ours, rate, strict=True)] if ours else []
+        whole = sum(position for each in side.rounds for position in each["positions"]) / sum(seconds)
         table.add_row(
-            name, side.facts["version"], f"{side.facts['parameters']:,}", spread(rate, "{:,.0f}"), spread(ratio, "{:.1f}x") if ratio else "",
-            f"{statistics.median(seconds):.3f}", f"{log.positions / statistics.median(rate):,.0f}", f"{rounds[-1]['peak_mb']:,.0f}",
+            side.arm.name, side.facts["version"], f"{side.facts['parameters']:,}", spread(rate, "{:,.0f}"), spread(ratio, "{:.2f}x"),
+            f"{statistics.median(seconds):.3f}", f"{log.positions / whole:,.0f}", f"{side.rounds[-1]['peak_mb']:,.0f}",
         )  # fmt: skip
     Console(width=170).print(table)
 
 
 def rates(rounds: list[dict[str, Any]]) -> list[float]:
-    """Returns positions a second of every round."""
-    return [sum(each["positions"]) / sum(each["seconds"]) for each in rounds]
+    """Returns positions a second of every round: the median of its steps, because a step that was interrupted tells nothing."""
+    return [statistics.median(np.divide(each["positions"], each["seconds"]).tolist()) for each in rounds]
 
 
 def spread(values: list[float], form: str) -> str:
-    return f"{form.format(statistics.median(values))} [{form.format(min(values))}, {form.format(max(values))}]"
+    return f"{form.format(statistics.median(values))} [{form.format(min(values))}, {form.format(max(values))}]" if values else ""
 
 
-def check(name: str, rounds: list[dict[str, Any]], log: Log) -> None:
+def check(side: Side, log: Log) -> None:
     """Holds a tool's count against the file's: what it takes for positions must be what everybody else does."""
-    if name.startswith("rewarm"):
+    if side.arm.tool == "rewarm":
         return  # its batches are cut by positions, not by users
-    counted = statistics.mean(position for each in rounds for position in each["positions"])
+    counted = statistics.mean(position for each in side.rounds for position in each["positions"])
     expected = log.positions / len(log.events) * BATCH
     if not 0.8 < counted / expected < 1.2:
-        raise SystemExit(f"{name} learns {counted:,.0f} positions a step; {BATCH} users of this file bring {expected:,.0f}")
+        raise SystemExit(f"{side.arm.name} learns {counted:,.0f} positions a step; {BATCH} users of this file bring {expected:,.0f}")
 
 
 # ---- quality
@@ -351,13 +358,16 @@ def judge(arm: Arm, job: Job, log: Log, arguments: argparse.Namespace, out: Path
     with (out / f"{arm.name}.log").open("w") as errors:
         subprocess.run(command(arm, job, arguments, out), env=environment(arguments), stderr=errors, check=True)
     score_UV = torch.from_numpy(np.load(str(job.scores), mmap_mode="r").copy())
-    row_E = np.repeat(np.arange(len(log.seen)), [len(user) for user in log.seen])
-    rank_U = np.concatenate([
-        pessimistic_rank(score_UV[block], log.held[block, 1], row_E[(inside := np.isin(row_E, block))] - block[0], np.concatenate(log.seen)[inside])
-        for block in np.array_split(np.arange(len(log.held)), 16)
-    ])  # fmt: skip
-    metrics = list_metrics(rank_U, TOP)
-    print(f"{arm.name}: {arguments.quality} passes of {log.positions:,} positions, {', '.join(f'{k} {v:.4f}' for k, v in metrics.items() if k != 'n')}")
+    rank_U = np.concatenate([ranks(score_UV, log, block) for block in np.array_split(np.arange(len(log.held)), 16)])
+    found = ", ".join(f"{name} {value:.4f}" for name, value in list_metrics(rank_U, TOP).items() if name != "n")
+    print(f"{arm.name}: {arguments.quality} passes of {log.positions:,} positions, {found}", flush=True)
+
+
+def ranks(score_UV: torch.Tensor, log: Log, block: np.ndarray) -> np.ndarray:
+    assert log.held is not None and log.seen is not None
+    seen = [log.seen[user] for user in block]
+    row_E = np.repeat(np.arange(len(block)), [len(items) for items in seen])
+    return pessimistic_rank(score_UV[block], log.held[block, 1], row_E, np.concatenate(seen))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 MARK = "@bench "  # lines of the protocol; a tool may print what it likes besides
@@ -65,6 +66,6 @@ class Clock:
 
 def _peak_mb() -> float:
     """Peak of this process since its last exec: `ru_maxrss` would also remember the process it was forked from."""
-    with open("/proc/self/status") as lines:
+    with Path("/proc/self/status").open() as lines:
         kilobytes = next(line for line in lines if line.startswith("VmHWM:")).split()[1]
     return int(kilobytes) / 1024

@@ -1,6 +1,8 @@
 """rewarm's side of peers.py: `trainer.next_item`, with its own loader, optimizers, average and checkpoints.
 
     python rewarm_next_item.py JOB.json        # keys: `scripts/bench/peers.py`, `Job`
+
+Runs in this project's environment.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from omegaconf import OmegaConf
 
 from trainer import __version__
 from trainer.config import RetrainConfig, load
-from trainer.data import take
 from trainer.next_item.judge import ranker_scorer
 from trainer.next_item.sequences import HELD_OUT, Sequences
 from trainer.next_item.train import train

@@ -299,6 +299,9 @@ class NextItemConfig:
         position: Column that orders the events of a user.
         top_k: Length of the judged lists.
         validate_every: Passes between judgements on the validation items; the best judged pass is kept.
+        softmax: ``full`` (over the whole catalogue) or ``sampled`` (against `negatives` shared by all rows of a step, corrected for
+            how often each is drawn: `models.negatives`).
+        negatives: Shared negatives a step of the sampled softmax; 0 under the full one.
     """
 
     path: str
@@ -307,7 +310,17 @@ class NextItemConfig:
     position: str = "seq_pos"
     top_k: int = 10
     validate_every: int = 1
+    softmax: str = "full"
+    negatives: int = 0
 
     def __post_init__(self) -> None:
         positive("next_item.top_k", self.top_k)
         positive("next_item.validate_every", self.validate_every)
+        choice("next_item.softmax", self.softmax, ("full", "sampled"))
+        if (self.negatives > 0) != (self.softmax == "sampled") or self.negatives < 0:
+            raise ConfigError(
+                "only the sampled softmax has negatives, and it needs some",
+                where="next_item.negatives",
+                got=f"{self.negatives} with next_item.softmax={self.softmax}",
+                expected="a number above 0 with softmax=sampled, or 0 with softmax=full",
+            )

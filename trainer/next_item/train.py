@@ -23,7 +23,8 @@ from torch import Tensor
 
 import models
 from models.batch import Batch
-from models.losses import full_softmax
+from models.losses import full_softmax, sampled_softmax
+from models.negatives import SharedNegatives
 from models.packing import pack
 from models.ranker import Ranker, RankerShape
 from trainer import __version__
@@ -94,7 +95,18 @@ class Fitted:
 
 
 class NextItemTask(RankingTask):
-    """Cross-entropy of the next item over the whole catalogue."""
+    """Cross-entropy of the next item over the whole catalogue, or against shared negatives.
+
+    Args:
+        ranker: The ranker.
+        negatives: Negatives a step; 0 takes the whole catalogue.
+        options: Those of `RankingTask`.
+    """
+
+    def __init__(self, ranker: Ranker, *, negatives: int = 0, **options: Any) -> None:
+        super().__init__(ranker, **options)
+        rows = ranker.shape.vocabularies[ranker.shape.item_vocabulary]
+        self.negatives = SharedNegatives(rows, RESERVED_ROWS, negatives) if negatives else None
 
     def losses(self, learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the mean loss of the batch's targets; nobody teaches."""
@@ -103,8 +115,19 @@ class NextItemTask(RankingTask):
             user_ND = ranker.states(batch).index_select(0, pack(batch).state_N)
         else:
             user_ND = ranker.user_vectors(batch)
-        loss = full_softmax(user_ND, catalogue(ranker), batch.target_item_N - RESERVED_ROWS)
+        if self.negatives is None:
+            loss = full_softmax(user_ND, catalogue(ranker), batch.target_item_N - RESERVED_ROWS)
+        else:
+            loss = self._sampled(ranker, user_ND, batch.target_item_N)
         return loss, loss.new_zeros(())
+
+    def _sampled(self, ranker: Ranker, user_ND: Tensor, target_N: Tensor) -> Tensor:
+        assert self.negatives is not None
+        negative_M, log_expected_M = self.negatives(target_N)
+        certain_N = torch.zeros_like(target_N, dtype=log_expected_M.dtype)  # every row's own target is there
+        item_K = torch.cat([target_N, negative_M])
+        positive_ND, negative_MD = ranker.item_vectors(item_K, item_K.new_zeros(len(item_K), 0)).tensor_split([len(target_N)])
+        return sampled_softmax(user_ND, positive_ND, negative_MD, target_N, negative_M, certain_N, log_expected_M)
 
 
 class EachPass(Callback):
@@ -300,6 +323,7 @@ def _fit(
     resume = folder / _RESUME
     task = NextItemTask(
         ranker,
+        negatives=config.next_item.negatives if config.next_item is not None else 0,
         action_weights={},
         optimizer=config.optimizer,
         # Annealed: its passes are judged, and the best one is kept.

@@ -10,11 +10,15 @@ import models
 from models.losses import (
     MAX_LOG_RATE,
     MAX_LOG_SECONDS,
+    MOST_LOGITS,
+    MOST_ROWS,
+    _FullSoftmax,
     bounded_log_sigma,
     expectations,
     full_softmax,
     multi_action_loss,
     ranker_loss,
+    rows_a_chunk,
     sampled_softmax,
 )
 from models.packing import next_item_rows
@@ -158,6 +162,47 @@ def test_full_softmax_never_holds_rows_times_items():
         full_softmax(hidden, table, torch.randint(0, 2000, (4096,)), chunk_rows=64).backward()
     largest = max(event.self_cpu_memory_usage for event in profile.key_averages())
     assert largest < 4096 * 2000 * 4 / 4
+
+
+@pytest.mark.parametrize("items", [1, 3416, 262_144, 262_145, 1_000_000, 10**9])
+def test_logits_held_at_a_time_stay_within_the_budget(items):
+    rows = rows_a_chunk(items)
+    assert 1 <= rows <= MOST_ROWS and rows * items <= max(MOST_LOGITS, items)
+    assert (rows + 1) * items > MOST_LOGITS or rows == MOST_ROWS
+
+
+def test_full_softmax_takes_its_rows_from_the_size_of_the_catalogue(monkeypatch):
+    asked = []
+    monkeypatch.setattr("models.losses.rows_a_chunk", lambda items: asked.append(items) or 2)
+    hidden, table = torch.randn(5, 3, dtype=torch.float64), torch.randn(11, 3, dtype=torch.float64)
+    torch.testing.assert_close(full_softmax(hidden, table, torch.arange(5)), F.cross_entropy(hidden @ table.T, torch.arange(5)))
+    assert asked == [11]
+
+
+def test_rounded_factors_change_the_full_softmax_at_rounding_level_only():
+    """What autocast to bf16 does on CUDA: factors of eight bits, sums of 24."""
+    torch.manual_seed(0)
+    hidden, table = torch.randn(600, 32, requires_grad=True), (torch.randn(500, 32) * 0.3).requires_grad_()
+    target, share = torch.randint(0, 500, (600,)), torch.full((600,), 1 / 600)
+    losses = [_FullSoftmax.apply(hidden, table, target, share, 256, factors) for factors in (torch.bfloat16, torch.float32)]
+    assert losses[0].dtype == torch.float32
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=0)
+    for mine, twin in zip(*(torch.autograd.grad(loss, [hidden, table]) for loss in losses), strict=True):
+        assert 0 < (mine - twin).norm() <= 0.01 * twin.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_full_softmax_in_bf16_on_cuda_equals_fp32_on_the_cpu_at_rounding_level():
+    torch.manual_seed(0)
+    here = [torch.randn(600, 32, requires_grad=True), (torch.randn(5000, 32) * 0.3).requires_grad_()]
+    there, target = [x.detach().cuda().requires_grad_() for x in here], torch.randint(0, 5000, (600,))
+    with torch.autocast("cuda", torch.bfloat16):
+        fast = full_softmax(*there, target.cuda())
+    plain = full_softmax(*here, target)
+    torch.testing.assert_close(fast.cpu(), plain, rtol=1e-3, atol=0)
+    for mine, twin in zip(torch.autograd.grad(fast, there), torch.autograd.grad(plain, here), strict=True):
+        assert (mine.cpu() - twin).norm() <= 0.01 * twin.norm()
 
 
 def test_sampled_softmax_over_every_item_is_the_full_softmax():

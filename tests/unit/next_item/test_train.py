@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 import trainer.next_item.train as training
 from tests.unit.next_item.small import sequences
-from trainer.config import FitConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from trainer.config import FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig
 from trainer.errors import TrainingError
 from trainer.next_item.judge import judge, ranker_scorer
 from trainer.next_item.train import BEST, NextItemTask, read_fitted, shape_of, train
@@ -27,9 +27,11 @@ def chain(users=40):
     return sequences(*[[(start + step) % CYCLE for step in range(CYCLE - 3)] for start in range(users)])
 
 
-def fit(folder, passes=4, every=1, model=MODEL):
+def fit(folder, passes=4, every=1, model=MODEL, next_item=None):
     folder.mkdir(exist_ok=True)
-    settings = SimpleNamespace(model=model, optimizer=OPTIMIZER, schedule=SCHEDULE, fit=dataclasses.replace(FIT, passes=passes), seed=0)
+    settings = SimpleNamespace(
+        model=model, optimizer=OPTIMIZER, schedule=SCHEDULE, fit=dataclasses.replace(FIT, passes=passes), seed=0, next_item=next_item
+    )
     return train(settings, chain(), 1, every, folder)
 
 
@@ -40,6 +42,30 @@ def test_a_deterministic_walk_is_learned(tmp_path, name):
     assert found == {"hr@1": 1.0, "ndcg@1": 1.0, "n": 40}
     assert fitted.curve[-1].loss < 0.7 * fitted.curve[0].loss
     assert {entry.positions for entry in fitted.curve} == {40 * (CYCLE - 5)}  # every training event once a pass
+
+
+def test_a_sampled_softmax_learns_the_walk_and_its_state_is_resumed(tmp_path, monkeypatch):
+    sampled = NextItemConfig(path="", softmax="sampled", negatives=8)
+    whole = fit(tmp_path / "whole", passes=30, next_item=sampled)
+    assert judge(ranker_scorer(whole.ranker), chain(), TEST, CYCLE, 1)["hr@1"] == 1.0
+    monkeypatch.setattr(training.CursorAndCheckpoint, "on_train_end", lambda *_: None)
+    states = []
+    plain = NextItemTask.losses
+
+    def until_stopped(task, *args):
+        states.append({name: tensor.clone() for name, tensor in task.negatives.state_dict().items()})
+        if len(states) == 8:
+            raise KeyboardInterrupt
+        return plain(task, *args)
+
+    monkeypatch.setattr(NextItemTask, "losses", until_stopped)
+    with pytest.raises(BaseException):  # noqa: B017 (Lightning turns it into an exit)
+        fit(tmp_path / "stopped", next_item=sampled)
+    at_checkpoint, again = states[5], []
+    monkeypatch.setattr(NextItemTask, "losses", lambda task, *args: again.append(task.negatives.state_dict()) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path / "stopped", next_item=sampled)
+    assert all(torch.equal(at_checkpoint[name], again[0][name]) for name in at_checkpoint)
 
 
 def test_the_pass_is_chosen_on_validation_and_never_on_test(tmp_path, monkeypatch):

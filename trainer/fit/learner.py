@@ -35,7 +35,7 @@ class Learner(nn.Module):
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the loss of the labels (weighted multi-action loss, the two-tower head's included) and that of the teacher."""
         if batch.targets == 0:  # the padding batch of a rank that has run out of units: take part, add nothing
-            nothing = sum((p.sum() * 0.0 for p in self.parameters()), torch.zeros((), device=batch.weight_N.device))
+            nothing = sum((p.sum() * 0.0 for p in self.dense().values()), torch.zeros((), device=batch.weight_N.device))
             return nothing, nothing
         scores, shape = self.ranker(batch), self.ranker.shape
         labels = ranker_loss(scores, batch, shape, self.action_weights).total
@@ -47,6 +47,11 @@ class Learner(nn.Module):
         """Returns the embedding tables by name: what has a row an id."""
         axes = self.ranker.axes()
         return {name: p for name, p in self.ranker.named_parameters() if any(axis.startswith("vocab:") for axis in axes[name])}
+
+    def dense(self) -> dict[str, nn.Parameter]:
+        """Returns all other parameters, the teacher's head included, by their name in the learner."""
+        tables = set(map(id, self.tables().values()))
+        return {name: p for name, p in self.named_parameters() if id(p) not in tables}
 
 
 def _check_whole(name: str, moments: Collection[str], kinds: Iterable[tuple[str, ...]]) -> None:
@@ -67,6 +72,7 @@ class Optimizers:
     Attributes:
         dense: Optimizer of everything but tables.
         tables: Optimizer of the tables; None for a ranker without any.
+        by_row: The tables.
 
     Args:
         learner: What they train.
@@ -75,18 +81,18 @@ class Optimizers:
 
     def __init__(self, learner: Learner, config: OptimizerConfig) -> None:
         self.learner = learner
-        tables = list(learner.tables().values())
-        known = set(map(id, tables))
-        dense = [p for p in learner.parameters() if id(p) not in known]
+        self.by_row, dense = list(learner.tables().values()), list(learner.dense().values())
         groups = (([p for p in dense if p.ndim >= 2], config.weight_decay), ([p for p in dense if p.ndim < 2], 0.0))
         betas = (config.beta1, config.beta2)
         self.dense = torch.optim.AdamW(
             [{"params": params, "lr": config.lr, "base_lr": config.lr, "weight_decay": decay} for params, decay in groups if params],
             betas=betas,
-            foreach=True,
+            fused=True,  # the one kind that skips a step on the device's word (`found_inf`)
         )
         self.tables = (
-            TableOptimizer(tables, kind=config.tables, lr=config.embedding_lr, betas=betas, decay=config.table_decay) if tables else None
+            TableOptimizer(self.by_row, kind=config.tables, lr=config.embedding_lr, betas=betas, decay=config.table_decay)
+            if self.by_row
+            else None
         )
 
     def all(self) -> list[torch.optim.Optimizer]:
@@ -101,6 +107,16 @@ class Optimizers:
         if self.tables is not None:
             for group in self.tables.param_groups:
                 group["decay"] = table_decay
+
+    def step(self, skip: Tensor) -> None:
+        """Makes a step with the gradients there are.
+
+        Args:
+            skip: float32 scalar on the device; at 1 nothing changes, no count of steps either. Nobody reads it.
+        """
+        for optimizer in self.all():
+            optimizer.found_inf = skip  # type: ignore[attr-defined]
+            optimizer.step()
 
     def zero_grad(self) -> None:
         """Forgets all gradients."""
@@ -122,9 +138,7 @@ class Optimizers:
                 if not self.tables.restore(parameter, dict(moments[name])):
                     refused.append(name)
                 continue
-            self.dense.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device).clone() for key, value in moments[name].items()
-            }
+            self.dense.state[parameter] = {key: value.to(parameter.device).clone() for key, value in moments[name].items()}
         return refused
 
     def named_state(self) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -23,7 +22,9 @@ from models.ranker import Ranker
 from trainer.config import DistillConfig, FitConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
 from trainer.data import BatchModule, BatchPlan, ShardStore
 from trainer.fit.schedule import schedule_of
-from trainer.fit.task import RankingTask, StepLog
+from trainer.fit.share import TakeShare, share_of
+from trainer.fit.steps import StepLog, read_log
+from trainer.fit.task import RankingTask
 
 _RESUME = "resume.ckpt"
 _MOMENTS = "moments.safetensors"
@@ -67,15 +68,20 @@ class CursorAndCheckpoint(Callback):
         self.folder = folder
         self.every = every
 
-    def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, task: RankingTask, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         """Counts the batch as trained; nothing is counted before its step is done."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         data.cursor += 1
         if data.cursor % self.every == 0 and data.cursor < data.plan.steps:
+            task.read_reports()  # or a run resumed from here would not know what the steps before it reported
             temporary = self.folder / f".{_RESUME}.tmp"
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
                 temporary.replace(self.folder / _RESUME)
+
+    def on_exception(self, trainer: L.Trainer, task: RankingTask, exception: BaseException) -> None:  # type: ignore[override]
+        """Logs the last steps of a run that fails."""
+        task.read_reports()
 
     def on_train_end(self, trainer: L.Trainer, task: RankingTask) -> None:  # type: ignore[override]
         """Saves the optimizer's moments by parameter name: spawned ranks cannot hand them back otherwise."""
@@ -146,8 +152,7 @@ def fit(
     """
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    taken = share_of(config)
     task = RankingTask(
         ranker,
         action_weights=action_weights,
@@ -162,9 +167,10 @@ def fit(
         initial_moments=moments,
         log_file=folder / _STEPS,
     )
-    data = BatchModule(store, plan, config.workers)
+    data = BatchModule(store, plan, taken.workers)
     ends = plan.ends_of_days() if config.day_weights else {}
-    trainer = _trainer(config, folder, logger, [*callbacks, DayWeights(folder / _DAYS, ends)] if ends else callbacks)
+    days = [DayWeights(folder / _DAYS, ends)] if ends else []
+    trainer = _trainer(config, folder, logger, [TakeShare(taken), *callbacks, *days])
     resume = folder / _RESUME
     if not resume.exists():
         (folder / _STEPS).unlink(missing_ok=True)
@@ -185,10 +191,15 @@ def fit(
         steps=plan.steps,
         annealed=0 if task.annealed is None else task.annealed.anneal,
         skipped=int(task.skipped),
-        log=_read_steps(folder / _STEPS),
+        log=read_log(folder / _STEPS),
         seconds=seconds,
         device=str(trainer.strategy.root_device),
     )
+
+
+def _strategy(backend: str) -> DDPStrategy:
+    """No buffer differs between ranks: sending them every step would cost what large tables' averages hold."""
+    return DDPStrategy(start_method="spawn", process_group_backend=backend, broadcast_buffers=False)
 
 
 def _trainer(config: FitConfig, folder: Path, logger: Any, observers: Sequence[Callback]) -> L.Trainer:
@@ -202,7 +213,7 @@ def _trainer(config: FitConfig, folder: Path, logger: Any, observers: Sequence[C
     return L.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=config.devices if device == "ddp" else 1,
-        strategy=DDPStrategy(start_method="spawn", process_group_backend="nccl" if on_gpu else "gloo") if device == "ddp" else "auto",
+        strategy=_strategy("nccl" if on_gpu else "gloo") if device == "ddp" else "auto",
         precision="bf16-mixed" if config.precision == "bf16" else "32-true",
         max_epochs=1,
         limit_val_batches=0,
@@ -217,9 +228,3 @@ def _trainer(config: FitConfig, folder: Path, logger: Any, observers: Sequence[C
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-
-
-def _read_steps(file: Path) -> list[StepLog]:
-    """Reads the step log; steps that a killed run made after its last checkpoint were made again, the last entry counts."""
-    entries = (StepLog(**json.loads(line)) for line in file.read_text().splitlines())
-    return sorted({entry.step: entry for entry in entries}.values(), key=lambda entry: entry.step)

@@ -1,4 +1,4 @@
-"""The optimizer of embedding tables: only the rows that a step touched are read, moved or decayed.
+"""The optimizer of embedding tables: only the rows that a step names are read; only those with a gradient move or decay.
 
 Dense AdamW goes on moving a row by its old momentum, and decaying it, for as long as nobody sees its id: the rows of rare ids
 are what years of training bought, and this is how they are lost. Here a row without gradient stays bit-equal.
@@ -12,8 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.fit.rows import rows_of
+
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "rowwise_adagrad": ("sum",)}
 _EPS = 1e-8
+_CHUNK = 65_536  # rows updated at once: what a dense gradient of a large table costs in temporary memory stays bounded
+
+Follower = Callable[[Tensor, Tensor, Tensor, Tensor], None]  # table, int64 rows, their old values, their new ones
 
 
 class TableOptimizer(torch.optim.Optimizer):
@@ -31,6 +36,18 @@ class TableOptimizer(torch.optim.Optimizer):
     Decay: a touched row first loses ``min(1, decay x steps since its last touch)`` of itself, apart from the gradient, so every
     row decays by the same rate in time (AdamAR, ICLR 2026, openreview QFH5mwP9oH). A row touched for the first time loses nothing.
 
+    Where gradients are sparse (`trainer.fit.rows`), no step costs anything proportional to V and none waits for the device; a dense
+    gradient names every row. Bytes that a table takes in training, float32 (a step takes a few times U D for U rows besides):
+
+    - weights: 4 V D;
+    - state: 8 V D + 4 V (``adamw``) or 8 V (``rowwise_adagrad``);
+    - the moving average that is served: 4 V D + 8 V; an annealed copy instead: 4 V D, and its own state once it has left.
+
+    Attributes:
+        found_inf: Scalar on the device, 1 to skip the next steps, 0 to make them, as ``torch.amp.GradScaler`` tells torch's own
+            optimizers; None makes them.
+        follow: Called with every row that a step names, after it may have moved.
+
     Args:
         tables: Embedding tables.
         kind: ``adamw`` or ``rowwise_adagrad``.
@@ -42,8 +59,11 @@ class TableOptimizer(torch.optim.Optimizer):
     def __init__(
         self, tables: Iterable[Tensor], *, kind: str, lr: float, betas: tuple[float, float] = (0.9, 0.99), decay: float = 0.0
     ) -> None:
-        super().__init__(tables, {"lr": lr, "base_lr": lr, "betas": betas, "decay": decay})
+        # `capturable` has torch restore the count of steps to the table's device, where a skipped step is taken back.
+        super().__init__(tables, {"lr": lr, "base_lr": lr, "betas": betas, "decay": decay, "capturable": True})
         self.kind = kind
+        self.found_inf: Tensor | None = None
+        self.follow: Follower | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -52,7 +72,7 @@ class TableOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None:
-                    self._update(table, table.grad, group)
+                    self._update(table, group)
         return loss
 
     def restore(self, table: Tensor, moments: dict[str, Tensor]) -> bool:
@@ -62,41 +82,62 @@ class TableOptimizer(torch.optim.Optimizer):
         """
         if not set(MOMENTS[self.kind]) <= set(moments) or "step" not in moments:
             return False
-        step = moments["step"].detach().clone().float().cpu()
-        last = moments.get("last", step.expand(len(table)))
-        state = {"last": last, **{key: moments[key] for key in MOMENTS[self.kind]}}
-        self.state[table] = {"step": step, **{key: value.to(table.device, torch.float32).clone() for key, value in state.items()}}
+        last = moments.get("last", moments["step"].expand(len(table)))
+        state = {"step": moments["step"], "last": last, **{key: moments[key] for key in MOMENTS[self.kind]}}
+        self.state[table] = {key: value.detach().to(table.device, torch.float32).clone() for key, value in state.items()}
         return True
 
-    def _update(self, table: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, table: Tensor, group: dict[str, Any]) -> None:
         state = self.state[table] or self._fresh(table)
-        state["step"] += 1
-        row_R = grad.ne(0).any(1).nonzero()[:, 0]
-        last_R = state["last"][row_R]
-        step = float(state["step"])
-        missed_R1 = torch.where(last_R > 0, step - last_R, 1.0)[:, None]
-        state["last"][row_R] = step
-        weight_RD, grad_RD = table[row_R], grad[row_R].float()
-        if group["decay"] > 0:
-            share_R1 = (group["decay"] * missed_R1).clamp(max=1.0) * (last_R > 0)[:, None]
-            weight_RD = weight_RD * (1 - share_R1)
-        if self.kind == "adamw":
-            move_RD = self._adam(state, row_R, grad_RD, missed_R1, group["betas"])
-        else:
-            state["sum"][row_R] += grad_RD.square().mean(1)
-            move_RD = grad_RD / (state["sum"][row_R].sqrt() + _EPS)[:, None]
-        table[row_R] = (weight_RD - group["lr"] * move_RD).to(table.dtype)
+        taken = torch.ones_like(state["step"]) if self.found_inf is None else 1 - self.found_inf
+        state["step"] += taken
+        row_U, grad_UD = rows_of(table)
+        for row_R, grad_RD in zip(row_U.split(_CHUNK), grad_UD.split(_CHUNK), strict=True):
+            self._update_rows(table, state, row_R, grad_RD.float(), group, taken)
 
-    def _adam(self, state: dict[str, Tensor], row_R: Tensor, grad_RD: Tensor, missed_R1: Tensor, betas: tuple[float, float]) -> Tensor:
-        beta1, beta2 = betas
-        step = float(state["step"])
-        first_RD = state["exp_avg"][row_R] * beta1**missed_R1 + (1 - beta1) * grad_RD
-        second_RD = state["exp_avg_sq"][row_R] * beta2**missed_R1 + (1 - beta2) * grad_RD.square()
-        state["exp_avg"][row_R], state["exp_avg_sq"][row_R] = first_RD, second_RD
-        return (first_RD / (1 - beta1**step)) / ((second_RD / (1 - beta2**step)).sqrt() + _EPS)
+    def _update_rows(
+        self, table: Tensor, state: dict[str, Tensor], row_R: Tensor, grad_RD: Tensor, group: dict[str, Any], taken: Tensor
+    ) -> None:
+        """Every row is written, with its old values where it has no gradient: to leave rows out would be to wait for their number."""
+        touched_R = grad_RD.ne(0).any(1) & (taken > 0)
+        last_R = state["last"].index_select(0, row_R)
+        known_R, missed_R = last_R > 0, torch.where(last_R > 0, state["step"] - last_R, 1.0)
+        old_RD = table.index_select(0, row_R)
+        weight_RD = old_RD.float()
+        if group["decay"] > 0:
+            weight_RD = weight_RD * (1 - (group["decay"] * missed_R).clamp(max=1.0) * known_R)[:, None]
+        if self.kind == "adamw":
+            move_RD, fresh = self._adam(state, row_R, grad_RD, missed_R[:, None], group["betas"])
+        else:
+            move_RD, fresh = self._adagrad(state, row_R, grad_RD)
+        new_RD = torch.where(touched_R[:, None], (weight_RD - group["lr"] * move_RD).to(table.dtype), old_RD)
+        table.index_copy_(0, row_R, new_RD)
+        for key, (before, after) in {"last": (last_R, state["step"]), **fresh}.items():
+            touched = touched_R if before.ndim == 1 else touched_R[:, None]
+            state[key].index_copy_(0, row_R, torch.where(touched, after, before))
+        if self.follow is not None:
+            self.follow(table, row_R, old_RD, new_RD)
+
+    @staticmethod
+    def _adam(
+        state: dict[str, Tensor], row_R: Tensor, grad_RD: Tensor, missed_R1: Tensor, betas: tuple[float, float]
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """The move in units of the learning rate, and each moment before and after it."""
+        before = {key: state[key].index_select(0, row_R) for key in MOMENTS["adamw"]}
+        powers = {"exp_avg": grad_RD, "exp_avg_sq": grad_RD.square()}
+        after = {key: before[key] * beta**missed_R1 + (1 - beta) * powers[key] for key, beta in zip(MOMENTS["adamw"], betas, strict=True)}
+        first_RD, second_RD = (
+            after[key] / (1 - beta ** state["step"].double()).float() for key, beta in zip(MOMENTS["adamw"], betas, strict=True)
+        )
+        return first_RD / (second_RD.sqrt() + _EPS), {key: (before[key], after[key]) for key in before}
+
+    @staticmethod
+    def _adagrad(state: dict[str, Tensor], row_R: Tensor, grad_RD: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        before_R = state["sum"].index_select(0, row_R)
+        after_R = before_R + grad_RD.square().mean(1)
+        return grad_RD / (after_R.sqrt() + _EPS)[:, None], {"sum": (before_R, after_R)}
 
     def _fresh(self, table: Tensor) -> dict[str, Tensor]:
-        shapes = {"exp_avg": table.shape, "exp_avg_sq": table.shape, "sum": table.shape[:1]}
-        state = {key: torch.zeros(shapes[key], device=table.device) for key in MOMENTS[self.kind]}
-        self.state[table] = {"step": torch.zeros(()), "last": torch.zeros(len(table), device=table.device), **state}
+        shapes = {"step": (), "last": table.shape[:1], "exp_avg": table.shape, "exp_avg_sq": table.shape, "sum": table.shape[:1]}
+        self.state[table] = {key: torch.zeros(shapes[key], device=table.device) for key in ("step", "last", *MOMENTS[self.kind])}
         return self.state[table]

@@ -27,7 +27,7 @@ from trainer.errors import CheckpointError, DataError
 from trainer.fit.begin import Probe, begin, merged, renamed_inputs, renamed_vocabularies
 from trainer.fit.distil import Scorer, Teacher, distilled_only
 from trainer.fit.run import FitResult, fit
-from trainer.fit.task import StepLog
+from trainer.fit.steps import StepLog
 from trainer.schema.bundle import TRANSFER, BundleManifest
 from trainer.schema.examples import ExamplesManifest, read_partition, read_tail, vocabulary_path
 from trainer.schema.files import write_text

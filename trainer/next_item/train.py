@@ -36,6 +36,7 @@ from trainer.errors import TrainingError
 from trainer.fit.learner import Learner
 from trainer.fit.run import CursorAndCheckpoint
 from trainer.fit.schedule import schedule_of
+from trainer.fit.share import TakeShare, share_of
 from trainer.fit.task import RankingTask
 from trainer.next_item.judge import catalogue, judge, ranker_scorer
 from trainer.next_item.sequences import Sequences
@@ -152,7 +153,9 @@ class EachPass(Callback):
         self.every = every
         self.folder = folder
         self.curve: list[PassLog] = []
-        self.loss, self.positions, self.seconds = 0.0, 0, 0.0
+        self.loss: float | Tensor = 0.0
+        self.positions: int | Tensor = 0
+        self.seconds = 0.0
         self.clock = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
@@ -160,16 +163,22 @@ class EachPass(Callback):
         self.clock = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Adds a step; judges at the end of a pass."""
+        """Adds a step; judges at the end of a pass. The sums stay on the device until then: no step waits for it."""
+        loss = outputs["loss"].double()
+        counts = torch.isfinite(loss)  # a step that was skipped has said so already
+        self.loss = self.loss + torch.where(counts, loss * batch.targets, 0.0)
+        self.positions = self.positions + counts * batch.targets
+        ends = trainer.datamodule.cursor + 1 == self.ends[len(self.curve)]  # type: ignore[attr-defined]
+        if ends:
+            self._read()
         now = time.perf_counter()
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        loss = float(outputs["loss"])
-        if math.isfinite(loss):  # a step that was skipped has said so already
-            self.loss += loss * batch.targets
-            self.positions += batch.targets
-        if trainer.datamodule.cursor + 1 == self.ends[len(self.curve)]:  # type: ignore[attr-defined]
+        if ends:
             self._close(task)  # type: ignore[arg-type]
             self.clock = time.perf_counter()
+
+    def _read(self) -> None:
+        self.loss, self.positions = float(self.loss), int(self.positions)
 
     def _close(self, task: NextItemTask) -> None:
         number = len(self.curve) + 1
@@ -181,7 +190,7 @@ class EachPass(Callback):
             temporary = self.folder / f".{BEST}.tmp"
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in task.served.state_dict().items()}, temporary)
             temporary.replace(self.folder / BEST)
-        self.curve.append(PassLog(number, self.loss / max(self.positions, 1), self.seconds, self.positions, metrics, best))
+        self.curve.append(PassLog(number, float(self.loss) / max(int(self.positions), 1), self.seconds, int(self.positions), metrics, best))
         self.loss, self.positions, self.seconds = 0.0, 0, 0.0
         print(line(self.curve[-1], len(self.ends)), flush=True)
 
@@ -194,6 +203,7 @@ class EachPass(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the curve and the open pass."""
+        self._read()
         return {"curve": [asdict(entry) for entry in self.curve], "open": [self.loss, self.positions, self.seconds]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -245,8 +255,7 @@ def train(
         [_SHARD], store.lengths, batch_targets=config.fit.batch_targets, batch_tokens=config.fit.batch_tokens,
         passes=config.fit.passes, seed=config.seed,
     )  # fmt: skip
-    if config.fit.threads:
-        torch.set_num_threads(config.fit.threads)
+    taken = share_of(config.fit)
     torch.manual_seed(config.seed)
     ranker = models.build(shape_of(model, sequences.items, production))
     start = Start({}, None)
@@ -257,8 +266,8 @@ def train(
         return judge(ranker_scorer(candidate), sequences, VALIDATION, model.max_history, top_k)
 
     passes = EachPass(pass_ends(plan, store.read(_SHARD)), validate, f"ndcg@{top_k}", every, folder)
-    data, moments = BatchModule(store, plan, config.fit.workers), start.moments if production else None
-    _fit(config, ranker, data, [*observers, passes], folder, moments)
+    data, moments = BatchModule(store, plan, taken.workers), start.moments if production else None
+    _fit(config, ranker, data, [TakeShare(taken), *observers, passes], folder, moments)
     if len(passes.curve) != len(passes.ends):
         raise TrainingError("training ended early", got=f"{len(passes.curve)} passes", expected=f"{len(passes.ends)} passes")
     (folder / _RESUME).unlink(missing_ok=True)

@@ -36,6 +36,7 @@ from trainer.config import (
     resolve_log_spec,
 )
 from trainer.errors import EXIT_DONE, EXIT_HOLD, EXIT_REJECT, EXIT_UNEXPECTED, ConfigError, RewarmError, Stopped, nearest
+from trainer.machine import prepare_environment
 
 Task = Callable[[Any], "tuple[int, float | None]"]
 
@@ -221,9 +222,7 @@ def import_checkpoint() -> None:
 def _main(config_name: str, kind: type, task: Task) -> None:
     """Composes, runs, reports, exits."""
     _raise_on_signals()
-    # Threads that spin at a barrier while another process holds the core make a step 10 times slower (measured on two shared
-    # cores: 8 s against 0.8 s); threads that sleep cost nothing measurable on a quiet machine. Read by OpenMP when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_environment()
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", "150")  # tables in a log file need not fold at 80
     code = EXIT_DONE

@@ -253,8 +253,10 @@ class FitConfig:
         batch_targets: Targets a step and rank aims at.
         batch_tokens: Token budget a step and rank.
         ema_decay: Decay of the averaged weights that are served; 0 serves the trunk.
-        workers: Loader processes; 0 loads in the main process.
-        threads: Torch threads on CPU; 0 leaves the choice to torch.
+        workers: Loader processes a rank; 0 loads in the training process, -1 chooses (`trainer.machine.share`: 0 on the CPU, up to 4 on
+            a GPU).
+        threads: Threads of torch a rank; 0 chooses (the rank's share of the cores that this process may use, by affinity mask and control
+            groups, at most 16; at most OMP_NUM_THREADS where that is set).
         checkpoint_steps: Steps between resumable checkpoints.
         max_skipped_steps: Non-finite steps that are skipped before the run stops.
         deterministic: Bit-equal on CUDA too.
@@ -271,7 +273,7 @@ class FitConfig:
     batch_targets: int = 512
     batch_tokens: int = 16384
     ema_decay: float = 0.98
-    workers: int = 0
+    workers: int = -1
     threads: int = 0
     checkpoint_steps: int = 200
     max_skipped_steps: int = 20
@@ -284,6 +286,9 @@ class FitConfig:
         choice("fit.precision", self.precision, ("fp32", "bf16"))
         for name in ("passes", "warm_passes", "batch_targets", "batch_tokens", "checkpoint_steps", "devices"):
             positive(f"fit.{name}", getattr(self, name))
+        for name, least in (("workers", -1), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError("too small", where=f"fit.{name}", got=getattr(self, name), expected=f"{least} (chosen) or more")
         if self.day_weights and max(self.passes, self.warm_passes) > 1:
             raise ConfigError("a second pass has seen every day", where="fit.day_weights", got="passes > 1", expected="one pass")
 

@@ -84,6 +84,7 @@ class BatchModule(L.LightningDataModule):
             collate_fn=_identity,
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from trainer.errors import ConfigError, DataError
+from trainer.machine import one_thread
 from trainer.rebuild.context import code_version
 
 ROWS_A_WORKER = 400_000  # starting a process costs about a second; fewer rows are done sooner here
@@ -92,7 +93,8 @@ class LocalEngine:
     def _started(self) -> ProcessPoolExecutor:
         if self._executor is None:
             # spawn: a forked child would inherit the locks of threads that it does not have
-            self._executor = ProcessPoolExecutor(self._workers, mp_context=multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self._workers, mp_context=context, initializer=one_thread)
         return self._executor
 
 

@@ -80,6 +80,7 @@ class VarlenLayout:
     longest: int
     dtype: torch.dtype
 
+    @torch.compiler.disable
     def attend(self, q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor) -> Tensor:
         """Attends as `models.attention.causal_attention`, in the layout's precision."""
         from torch.nn.attention.varlen import varlen_attn
@@ -111,6 +112,7 @@ class RunLayout:
     runs: Runs
     self_bias_N: Tensor
 
+    @torch.compiler.disable
     def attend(self, q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_PH: Tensor) -> Tensor:
         """Attends as `models.attention.pointwise_attention`."""
         from models.silu_kernel import silu_attention

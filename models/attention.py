@@ -37,16 +37,16 @@ class Rotary(nn.Module):
         self.register_buffer("frequency", base ** (-torch.arange(0, head_dim, 2) / head_dim))
 
     def forward(self, position_R: Tensor) -> Tensor:
-        """Returns complex [R, 1, E/2]: the rotation at each position (in an exported graph its parts, [R, 1, E/2, 2])."""
+        """Returns the rotation at each position: complex [R, 1, E/2]; off the CPU and in exported graphs its parts, [R, 1, E/2, 2]."""
         angle_RE = position_R[:, None, None] * self.frequency
-        if torch.compiler.is_exporting():  # other runtimes have no complex numbers
+        if torch.compiler.is_exporting() or position_R.device.type != "cpu":  # other runtimes, and compilers, know no complex numbers
             return torch.stack([angle_RE.cos(), angle_RE.sin()], -1)
         return torch.polar(torch.ones_like(angle_RE), angle_RE)
 
     def rotate(self, x_RHE: Tensor, rotation_R1E: Tensor) -> Tensor:
         """Rotates [R, H, E] in the precision of the frequencies, also under autocast."""
         pairs = x_RHE.to(self.frequency.dtype).unflatten(-1, (-1, 2))
-        if torch.compiler.is_exporting():
+        if not rotation_R1E.is_complex():
             (first, second), (cos, sin) = pairs.unbind(-1), rotation_R1E.unbind(-1)
             return torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2)
         return torch.view_as_real(torch.view_as_complex(pairs) * rotation_R1E).flatten(-2)
@@ -115,6 +115,7 @@ class CausalLayout:
     inverse_R: Tensor
     bias: tuple[Tensor | None, ...]
 
+    @torch.compiler.disable  # shapes of every batch would be compiled anew
     def attend(self, q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor) -> Tensor:
         """Attends as `causal_attention`."""
         return causal_attention(q_RHE, k_RHE, v_RHE, self)
@@ -235,6 +236,7 @@ class PairLayout:
     inverse_Q: Tensor
     self_bias_N: Tensor
 
+    @torch.compiler.disable
     def attend(self, q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_PH: Tensor) -> Tensor:
         """Attends as `pointwise_attention`."""
         return pointwise_attention(q_QHE, k_QHE, v_QHE, bias_PH, self)

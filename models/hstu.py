@@ -18,7 +18,7 @@ from models.attention import PointwiseAttention, Seen
 from models.batch import Batch
 from models.embedding import ItemTower, TokenEmbedding
 from models.heads import ContextNetwork, TwoTowerHead
-from models.layers import TABLE_STD, Dropout, Projection, RMSNorm, collect_axes, norm_eps_at
+from models.layers import TABLE_STD, Dropout, Projection, RMSNorm, collect_axes, norm_eps_at, through
 from models.packing import GAP_BUCKETS, POSITION_BUCKETS, Packing, pack, row_times
 from models.ranker import Ranker, RankerShape, Scores
 
@@ -97,8 +97,8 @@ class HSTU(Ranker):
     def _trunk(self, x_QD: Tensor, attention: PointwiseAttention, wanted: Tensor | None) -> Tensor:
         """States of all rows, or of the `wanted` ones: what only feeds other rows is left out of the last block."""
         for block in self.blocks[:-1]:
-            x_QD = block(x_QD, attention)
-        return self.norm(self.blocks[-1](x_QD, attention, wanted))
+            x_QD = through(block, x_QD, attention, checkpointed=self.checkpointed)
+        return self.norm(through(self.blocks[-1], x_QD, attention, wanted, checkpointed=self.checkpointed))
 
 
 def _seen_rows(batch: Batch, packing: Packing) -> Seen:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from models.ranker import RankerShape
 
@@ -188,6 +189,14 @@ def rms_normalise(x: Tensor, eps: float) -> Tensor:
     if x.device.type == "cpu" and not torch.compiler.is_exporting():
         return _RMSNormalise.apply(x, eps)
     return F.rms_norm(x, x.shape[-1:], eps=eps)
+
+
+def through(block: nn.Module, *inputs: Any, checkpointed: bool) -> Tensor:
+    """Applies a block; `checkpointed`, its inside is computed again for the gradients, with the same dropout (Chen et al. 2016)."""
+    if checkpointed and torch.is_grad_enabled():
+        out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+        return out
+    return block(*inputs)
 
 
 class Dropout(nn.Module):

@@ -125,10 +125,15 @@ class Ranker(nn.Module, ABC):
         shared_dim: Width of `Scores.shared_NC`.
     """
 
+        blocks: Layers of the trunk.
+        checkpointed: Whether training keeps only what enters a block and computes its inside again on the way back: memory for
+            a third more compute.
     shape: RankerShape
     shared_dim: int
 
     @abstractmethod
+    blocks: nn.ModuleList
+    checkpointed: bool = False
     def forward(self, batch: Batch) -> Scores:
         """Scores every target of the batch."""
 

@@ -19,7 +19,7 @@ from models.attention import CausalAttention, Rotary
 from models.batch import Batch
 from models.embedding import ItemTower, TokenEmbedding
 from models.heads import ContextNetwork, TwoTowerHead
-from models.layers import TABLE_STD, Dropout, Projection, collect_axes, trunk_norm
+from models.layers import TABLE_STD, Dropout, Projection, collect_axes, through, trunk_norm
 from models.packing import Packing, pack, unrolled
 from models.ranker import Ranker, RankerShape, Scores
 
@@ -107,8 +107,8 @@ class SASRec(Ranker):
         turn = Turn(self.rotary, packing.position_R)
         position_R = packing.position_R
         for block in self.blocks[:-1]:
-            x_RD = block(self._emptied(x_RD, position_R), turn, attention)
-        x_RD = self.blocks[-1](self._emptied(x_RD, position_R), turn, attention, wanted)
+            x_RD = through(block, self._emptied(x_RD, position_R), turn, attention, checkpointed=self.checkpointed)
+        x_RD = through(self.blocks[-1], self._emptied(x_RD, position_R), turn, attention, wanted, checkpointed=self.checkpointed)
         return self.norm(self._emptied(x_RD, position_R if wanted is None else position_R[wanted]))
 
     def _emptied(self, x_RD: Tensor, position_R: Tensor) -> Tensor:

@@ -263,6 +263,9 @@ class FitConfig:
         day_weights: Whether days are learned in their order, and the served weights kept at the end of each: `export.as_of` scores a
             past day by the weights that had seen only the days before it.
         progress: Whether a progress bar is drawn.
+        compile: Whether the trunk's blocks go through `torch.compile`, once for all batch sizes; attention has kernels of its own and
+            stays outside. Off: on a CPU compiling costs more than a night's steps win.
+        checkpoint_activations: Whether a block's inside is computed again on the way back instead of being kept (equal gradients).
     """
 
     device: str = "auto"
@@ -281,6 +284,8 @@ class FitConfig:
     day_weights: bool = False
     progress: bool = True
 
+    compile: bool = False
+    checkpoint_activations: bool = False
     def __post_init__(self) -> None:
         choice("fit.device", self.device, ("auto", "cpu", "gpu", "ddp"))
         choice("fit.precision", self.precision, ("fp32", "bf16"))

@@ -25,6 +25,7 @@ from trainer.fit.schedule import schedule_of
 from trainer.fit.share import TakeShare, share_of
 from trainer.fit.steps import StepLog, read_log
 from trainer.fit.task import RankingTask
+from trainer.fit.trunk import TrunkSettings
 
 _RESUME = "resume.ckpt"
 _MOMENTS = "moments.safetensors"
@@ -207,7 +208,7 @@ def _trainer(config: FitConfig, folder: Path, logger: Any, observers: Sequence[C
     if device == "auto":
         device = "gpu" if torch.cuda.is_available() else "cpu"
     on_gpu = device == "gpu" or (device == "ddp" and torch.cuda.is_available())
-    callbacks: list[Callback] = [*observers, CursorAndCheckpoint(folder, config.checkpoint_steps)]
+    callbacks: list[Callback] = [*observers, TrunkSettings(config), CursorAndCheckpoint(folder, config.checkpoint_steps)]
     if config.progress and os.isatty(2):
         callbacks.append(RichProgressBar())
     return L.Trainer(

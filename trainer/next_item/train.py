@@ -38,6 +38,7 @@ from trainer.fit.run import CursorAndCheckpoint
 from trainer.fit.schedule import schedule_of
 from trainer.fit.share import TakeShare, share_of
 from trainer.fit.task import RankingTask
+from trainer.fit.trunk import TrunkSettings
 from trainer.next_item.judge import catalogue, judge, ranker_scorer
 from trainer.next_item.sequences import Sequences
 from trainer.next_item.units import VALIDATION, training_units
@@ -348,7 +349,8 @@ def _fit(
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning calls a function that torch renamed
-        trainer = _trainer(config.fit, [*observers, CursorAndCheckpoint(folder, config.fit.checkpoint_steps)], folder)
+        callbacks = [*observers, TrunkSettings(config.fit), CursorAndCheckpoint(folder, config.fit.checkpoint_steps)]
+        trainer = _trainer(config.fit, callbacks, folder)
         trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
 
 

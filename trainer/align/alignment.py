@@ -31,6 +31,11 @@ class Alignment:
     target_mean_D: np.ndarray
     anchors: int
 
+    @classmethod
+    def identity(cls, dim: int, anchors: int = 0) -> Alignment:
+        """Returns the map that leaves vectors of width `dim` as they are."""
+        return cls(IDENTITY, np.zeros(dim), np.eye(dim), np.zeros(dim), anchors)
+
     def apply(self, vectors_MD: np.ndarray) -> np.ndarray:
         """Returns the vectors in the reference space, in their own dtype; all-zero rows stay zero, since they are no vectors.
 
@@ -56,7 +61,7 @@ def fit(reference_ED: np.ndarray, new_ED: np.ndarray, method: str) -> Alignment:
     """
     dim = reference_ED.shape[1]
     if method == IDENTITY:
-        return Alignment(method, np.zeros(dim), np.eye(dim), np.zeros(dim), len(new_ED))
+        return Alignment.identity(dim, len(new_ED))
     reference_ED, new_ED = reference_ED.astype(np.float64), new_ED.astype(np.float64)
     source_D, target_D = new_ED.mean(axis=0), reference_ED.mean(axis=0)
     rotation_DD = np.eye(dim)

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from trainer.export.read import check_shard
 from trainer.schema.embeddings import Shard, VectorBlock
-from trainer.schema.ids import hash_ids, splitmix64
+from trainer.schema.ids import splitmix64
 
 PARTS = 64
+_HELD_ROWS = 1 << 17  # rows that go to the disk at a time: 64 writes of 16 kB and more
 DIGEST_SCHEMA = pa.schema([pa.field("id", pa.uint64(), nullable=False), pa.field("vector", pa.uint64(), nullable=False)])
 
 
@@ -34,27 +35,40 @@ class Digest:
         folder.mkdir()
         self._folder, self._vectors = folder, vectors
         self._files = [(folder / f"{part:02d}").open("w+b") for part in range(PARTS)]
+        self._held: list[np.ndarray] = []
+        self._rows = 0
 
-    def add(self, block: VectorBlock) -> None:
-        """Remembers a block."""
-        hash_M = hash_ids(block.ids)
-        pair_M2 = np.stack([hash_M, hash_vectors(block.vectors_MD) if self._vectors else np.zeros_like(hash_M)], axis=1)
-        order_M = np.argsort(hash_M, kind="stable")
-        edges = np.searchsorted(part_of(hash_M[order_M]), np.arange(1, PARTS))
-        for file, rows in zip(self._files, np.split(pair_M2[order_M], edges), strict=True):
-            file.write(rows.tobytes())
+    def add(self, hash_M: np.ndarray, block: VectorBlock) -> None:
+        """Remembers a block, given the hashes of its ids."""
+        columns = [hash_M, hash_vectors(block.vectors_MD)] if self._vectors else [hash_M]
+        self._held.append(np.stack(columns, axis=1))
+        self._rows += len(hash_M)
+        if self._rows >= _HELD_ROWS:
+            self._spill()
+
+    def _spill(self) -> None:
+        if not self._held:
+            return
+        pair_M2 = np.concatenate(self._held)
+        self._held, self._rows = [], 0
+        part_M = part_of(pair_M2[:, 0])
+        pair_M2 = pair_M2[np.argsort(part_M, kind="stable")]
+        ends = np.cumsum(np.bincount(part_M, minlength=PARTS)).tolist()
+        for file, start, end in zip(self._files, [0, *ends], ends, strict=False):
+            file.write(pair_M2[start:end].tobytes())
 
     def repeated_hashes(self) -> np.ndarray:
         """Returns hashes of ids that came twice: every repeated id's, and by rare chance those of two strings that share a hash."""
         found = []
         for pair_M2 in self._parts():
-            hash_M = pair_M2[:, 0]
+            hash_M = np.sort(pair_M2[:, 0])
             found.append(np.unique(hash_M[1:][hash_M[1:] == hash_M[:-1]]))
         return np.concatenate(found)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yields the digest, one batch a part, sorted by the id's hash."""
         for pair_M2 in self._parts():
+            pair_M2 = pair_M2[np.argsort(pair_M2[:, 0], kind="stable")]
             yield pa.record_batch([pa.array(pair_M2[:, 0].copy()), pa.array(pair_M2[:, 1].copy())], schema=DIGEST_SCHEMA)
 
     def close(self) -> None:
@@ -66,10 +80,10 @@ class Digest:
         self._folder.rmdir()
 
     def _parts(self) -> Iterator[np.ndarray]:
+        self._spill()
         for file in self._files:
             file.seek(0)
-            pair_M2 = np.frombuffer(file.read(), np.uint64).reshape(-1, 2)
-            yield pair_M2[np.argsort(pair_M2[:, 0], kind="stable")]
+            yield np.frombuffer(file.read(), np.uint64).reshape(-1, 1 + self._vectors)
 
 
 def hash_vectors(vectors_MD: np.ndarray) -> np.ndarray:
@@ -85,7 +99,7 @@ def hash_vectors(vectors_MD: np.ndarray) -> np.ndarray:
 
 def part_of(hash_M: np.ndarray) -> np.ndarray:
     """Returns the part [M] of each id's hash: its highest bits."""
-    return (hash_M >> np.uint64(64 - (PARTS.bit_length() - 1))).astype(np.int64)
+    return (hash_M >> np.uint64(64 - (PARTS.bit_length() - 1))).astype(np.uint8)
 
 
 def digest_parts(folder: Path, shards: list[Shard]) -> Iterator[np.ndarray]:

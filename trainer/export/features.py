@@ -22,6 +22,7 @@ from trainer.align import IDENTITY, ROTATION, SHIFT, Alignment, Pairs, alignment
 from trainer.align.agreement import MEAN_SHIFT_SD, agreement
 from trainer.errors import ExportError
 from trainer.export.read import read_view, vectors_of
+from trainer.export.shards import row_group_rows
 from trainer.schema.embeddings import ALIGNMENT, ITEM, REFERENCE, USER, AlignmentRecord, EmbeddingManifest, Shard, VectorBlock
 from trainer.schema.files import write_text
 from trainer.schema.hashing import sha256_file
@@ -39,6 +40,84 @@ class Sample:
     vectors_ED: np.ndarray
 
 
+class Anchors:
+    """What alignment needs of an entity's vectors, picked while they stream by, so that they need not be read again.
+
+    Args:
+        entity: ``user`` or ``item``, for messages.
+        dim: Width of the vectors.
+        reference: Sample of the reference space, if there is one.
+    """
+
+    def __init__(self, entity: str, dim: int, reference: Sample | None) -> None:
+        self._entity, self._reference = entity, reference
+        self._drawn: list[tuple[np.ndarray, pa.Array, np.ndarray]] = []  # hashes, ids, vectors; the smallest hashes are kept
+        self._held, self._bound = 0, np.uint64(np.iinfo(np.uint64).max)
+        self._matched_ED = np.full((0 if reference is None else len(reference.ids), dim), np.nan, np.float32)
+        self._known_E = np.zeros(len(self._matched_ED), bool)
+
+    def add(self, hash_M: np.ndarray, block: VectorBlock) -> None:
+        """Picks from a block, given the hashes of its ids.
+
+        Raises:
+            ExportError: If the ids of the reference are of another type.
+        """
+        self._match(block)
+        row_K = np.flatnonzero(hash_M <= self._bound)
+        if len(row_K) > REFERENCE_ENTITIES:
+            row_K = np.sort(row_K[np.argsort(hash_M[row_K], kind="stable")[:REFERENCE_ENTITIES]])
+        if len(row_K):
+            self._drawn.append((hash_M[row_K], block.ids.take(pa.array(row_K)), block.vectors_MD[row_K]))
+            self._held += len(row_K)
+        if self._held > 2 * REFERENCE_ENTITIES:
+            self._keep_smallest()
+
+    def drawn(self, alignment: Alignment) -> Sample:
+        """Returns the entities with the smallest hashes, their vectors as features.
+
+        Raises:
+            ExportError: If there was no vector.
+        """
+        if not self._drawn:
+            raise ExportError("an entity without vectors cannot be a reference", where=self._entity)
+        self._keep_smallest()
+        _, ids, vectors_ED = self._drawn[0]
+        return Sample(ids, alignment.apply(vectors_ED))
+
+    def _keep_smallest(self) -> None:
+        hash_E = np.concatenate([hash_K for hash_K, _, _ in self._drawn])
+        order_E = np.argsort(hash_E, kind="stable")[:REFERENCE_ENTITIES]
+        ids = pa.concat_arrays([ids for _, ids, _ in self._drawn]).take(pa.array(order_E))
+        self._drawn = [(hash_E[order_E], ids, np.concatenate([vectors_KD for _, _, vectors_KD in self._drawn])[order_E])]
+        self._held = len(order_E)
+        if self._held == REFERENCE_ENTITIES:
+            self._bound = hash_E[order_E[-1]]
+
+    def pairs(self) -> Pairs:
+        """Returns the reference's entities that have a vector now, both vectors of each."""
+        if self._reference is None:
+            raise ValueError("there is no reference to pair with")
+        known_E = self._known_E
+        half_E = np.arange(int(known_E.sum())) % 2 == 0  # rows are in the order of their hash, so every second one is a random half
+        # That entities retire in time is no accident here: nothing is said to be lost.
+        return Pairs(self._reference.vectors_ED[known_E], self._matched_ED[known_E], half_E)
+
+    @property
+    def reference(self) -> Sample | None:
+        """Sample of the reference space, if there is one."""
+        return self._reference
+
+    def _match(self, block: VectorBlock) -> None:
+        if self._reference is None:
+            return
+        if block.ids.type != self._reference.ids.type:
+            raise ExportError(f"{self._entity} ids changed their type", got=block.ids.type, expected=self._reference.ids.type)
+        place_M = pc.index_in(block.ids, value_set=self._reference.ids)
+        row_K = place_M.drop_null().to_numpy()
+        self._matched_ED[row_K] = block.vectors_MD[np.asarray(place_M.is_valid())]
+        self._known_E[row_K] = True
+
+
 @dataclass(frozen=True)
 class Aligned:
     """What was found for one entity: the map, its record (without the hash of its file), and the reference for the next export."""
@@ -48,29 +127,36 @@ class Aligned:
     reference: Sample
 
 
-def align(folder: Path, manifest: EmbeddingManifest, live: Path | None, live_manifest: EmbeddingManifest | None) -> dict[str, Aligned]:
+def reference_of(live: Path | None, live_manifest: EmbeddingManifest | None, entity: str, dim: int) -> Sample | None:
+    """Reads the reference that an entity is aligned to; None without a live export of the same width that has one.
+
+    Raises:
+        ExportError: If a file of it is missing or was altered.
+    """
+    if live is None or live_manifest is None or live_manifest.dim != dim or entity + REFERENCE not in live_manifest.shards:
+        return None
+    blocks = list(read_view(live, live_manifest, entity + REFERENCE))
+    return Sample(pa.concat_arrays([block.ids for block in blocks]), np.concatenate([block.vectors_MD for block in blocks]))
+
+
+def align(anchors: Mapping[str, Anchors], dim: int) -> dict[str, Aligned]:
     """Finds the maps of all entities.
 
     Args:
-        folder: Staged export; its serving shards are written and verified.
-        manifest: Its manifest so far: entities, shards, dim.
-        live: Folder of the live export, if there is one.
-        live_manifest: Its manifest.
+        anchors: Entity -> what was picked from its vectors.
+        dim: Width of the vectors.
 
     Returns:
-        Entity -> map. Without a live export of the same width the maps are identities and the vectors themselves the reference.
+        Entity -> map. Without a reference the map is the identity and the vectors themselves are the reference.
     """
-    entities = [entity for entity in (ITEM, USER) if entity in manifest.entities]
-    if live is None or live_manifest is None or live_manifest.dim != manifest.dim:
-        return {entity: _first(folder, manifest, entity) for entity in entities}
     found: dict[str, Aligned] = {}
     frame: Aligned | None = None
-    for entity in entities:
-        if entity + REFERENCE not in live_manifest.shards:
-            found[entity] = _first(folder, manifest, entity)
+    for entity in (entity for entity in (ITEM, USER) if entity in anchors):
+        picked = anchors[entity]
+        if picked.reference is None:
+            found[entity] = _first(picked, dim)
             continue
-        reference = _read_reference(live, live_manifest, entity)
-        found[entity] = _against(folder, manifest, entity, reference, frame)
+        found[entity] = _against(picked, picked.reference, entity, frame)
         frame = frame or found[entity]
     return found
 
@@ -102,16 +188,16 @@ def read_alignment(folder: Path, manifest: EmbeddingManifest, entity: str) -> Al
     return Alignment(values["method"], source_D, rotation_DD, target_D, int(values["anchors"]))
 
 
-def _first(folder: Path, manifest: EmbeddingManifest, entity: str) -> Aligned:
-    identity = Alignment(IDENTITY, np.zeros(manifest.dim), np.eye(manifest.dim), np.zeros(manifest.dim), 0)
+def _first(anchors: Anchors, dim: int) -> Aligned:
+    identity = Alignment.identity(dim)
     record = AlignmentRecord(
         method=IDENTITY, outcome="first", anchors=0, sentence="the first vectors of this space: they are the reference", sha256=""
     )
-    return Aligned(identity, record, _draw(folder, manifest, entity, identity))
+    return Aligned(identity, record, anchors.drawn(identity))
 
 
-def _against(folder: Path, manifest: EmbeddingManifest, entity: str, reference: Sample, frame: Aligned | None) -> Aligned:
-    pairs = _pairs(folder, manifest, entity, reference)
+def _against(anchors: Anchors, reference: Sample, entity: str, frame: Aligned | None) -> Aligned:
+    pairs = anchors.pairs()
     if frame is None:
         found = compare(pairs, f"entity={entity}")
         alignment, outcome, sentence = found.alignment, found.outcome, found.sentence
@@ -125,7 +211,7 @@ def _against(folder: Path, manifest: EmbeddingManifest, entity: str, reference: 
     record = AlignmentRecord(
         method=alignment.method, outcome=outcome, anchors=alignment.anchors, residual=residual, sentence=sentence, sha256=""
     )
-    return Aligned(alignment, record, _handed_on(folder, manifest, entity, reference, alignment, outcome, len(pairs.old_ED)))
+    return Aligned(alignment, record, _handed_on(anchors, reference, entity, alignment, outcome, len(pairs.old_ED)))
 
 
 def _own_shift(pairs: Pairs, frame: Aligned) -> Alignment:
@@ -139,15 +225,13 @@ def _own_shift(pairs: Pairs, frame: Aligned) -> Alignment:
     return replace(shift, method=ROTATION, rotation_DD=frame.alignment.rotation_DD) if turned else shift
 
 
-def _handed_on(
-    folder: Path, manifest: EmbeddingManifest, entity: str, reference: Sample, alignment: Alignment, outcome: str, common: int
-) -> Sample:
+def _handed_on(anchors: Anchors, reference: Sample, entity: str, alignment: Alignment, outcome: str, common: int) -> Sample:
     """Returns the reference of the next export."""
     if outcome not in REPAIRABLE or entity == USER:
-        return _draw(folder, manifest, entity, alignment)  # a new space starts here; users are compared with their last vectors
+        return anchors.drawn(alignment)  # a new space starts here; users are compared with their last vectors
     if 2 * common >= len(reference.ids):
         return reference
-    drawn = _draw(folder, manifest, entity, alignment)
+    drawn = anchors.drawn(alignment)
     new_E = np.asarray(pc.invert(pc.is_in(drawn.ids, value_set=reference.ids)))
     known_E = np.asarray(pc.is_in(reference.ids, value_set=drawn.ids))
     ids = pa.concat_arrays([reference.ids.filter(pa.array(known_E)), drawn.ids.filter(pa.array(new_E))])
@@ -156,44 +240,11 @@ def _handed_on(
     return Sample(ids.take(pa.array(order_E)), vectors_ED[order_E])
 
 
-def _draw(folder: Path, manifest: EmbeddingManifest, entity: str, alignment: Alignment) -> Sample:
-    """Draws the entities with the smallest hashes, block by block."""
-    ids: pa.Array | None = None
-    vectors_ED = np.zeros((0, manifest.dim), np.float32)
-    for block in staged_blocks(folder, manifest.shards[entity], manifest.dim):
-        both = block.ids if ids is None else pa.concat_arrays([ids, block.ids])
-        both_ED = np.concatenate([vectors_ED, block.vectors_MD])
-        order_E = np.argsort(hash_ids(both), kind="stable")[:REFERENCE_ENTITIES]
-        ids, vectors_ED = both.take(pa.array(order_E)), both_ED[order_E]
-    if ids is None:
-        raise ExportError("an entity without vectors cannot be a reference", where=entity)
-    return Sample(ids, alignment.apply(vectors_ED))
-
-
-def _pairs(folder: Path, manifest: EmbeddingManifest, entity: str, reference: Sample) -> Pairs:
-    new_ED = np.full((len(reference.ids), manifest.dim), np.nan, np.float32)
-    known_E = np.zeros(len(reference.ids), bool)
-    for block in staged_blocks(folder, manifest.shards[entity], manifest.dim):
-        if block.ids.type != reference.ids.type:
-            raise ExportError(f"{entity} ids changed their type", where=folder, got=block.ids.type, expected=reference.ids.type)
-        place_M = pc.index_in(block.ids, value_set=reference.ids)
-        rows = place_M.drop_null().to_numpy()
-        new_ED[rows] = block.vectors_MD[np.asarray(place_M.is_valid())]
-        known_E[rows] = True
-    half_E = np.arange(int(known_E.sum())) % 2 == 0  # rows are in the order of their hash, so every second one is a random half
-    return Pairs(reference.vectors_ED[known_E], new_ED[known_E], half_E)  # that entities retire in time is no accident here
-
-
-def _read_reference(live: Path, manifest: EmbeddingManifest, entity: str) -> Sample:
-    blocks = list(read_view(live, manifest, entity + REFERENCE))
-    return Sample(pa.concat_arrays([block.ids for block in blocks]), np.concatenate([block.vectors_MD for block in blocks]))
-
-
 def staged_blocks(folder: Path, shards: list[Shard], dim: int) -> Iterator[VectorBlock]:
     """Yields vectors of shards that this process has just verified."""
     for shard in shards:
         with pq.ParquetFile(folder / shard.path) as file:
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(row_group_rows(dim, shard.rows)):
                 yield VectorBlock(batch.column("id"), vectors_of(batch.column("vector"), dim))
 
 

@@ -12,6 +12,8 @@ from trainer.errors import ExportError
 from trainer.schema.embeddings import VectorBlock
 from trainer.schema.ids import plain_ids
 
+_TINY, _HUGE = 1e-30, 1e30  # squares between these are far from the ends of single precision
+
 
 def checked_blocks(blocks: Iterator[VectorBlock], entity: str, dim: int) -> Iterator[VectorBlock]:
     """Passes blocks on whose form is right.
@@ -37,24 +39,29 @@ def checked_blocks(blocks: Iterator[VectorBlock], entity: str, dim: int) -> Iter
 
 
 def regrouped(blocks: Iterator[VectorBlock], rows: int) -> Iterator[VectorBlock]:
-    """Cuts blocks anew, `rows` each but the last, so that files do not depend on how a model batches its users."""
-    pending: list[VectorBlock] = []
+    """Cuts blocks anew, `rows` each but the last, so that files do not depend on how a model batches its users.
+
+    Blocks come in two pieces of memory by turns, because asking for it and giving it back a thousand times costs more than the copy:
+    a block is good until the one after the next is asked for.
+    """
+    held_RD, spare_RD = np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32)
+    ids: list[pa.Array] = []
     held = 0
     for block in blocks:
+        if not held_RD.size:
+            held_RD, spare_RD = (np.empty((rows, block.vectors_MD.shape[1]), np.float32) for _ in range(2))
         start = 0
         while start < len(block.ids):
             taken = min(rows - held, len(block.ids) - start)
-            pending.append(VectorBlock(block.ids.slice(start, taken), block.vectors_MD[start : start + taken]))
+            ids.append(block.ids.slice(start, taken))
+            held_RD[held : held + taken] = block.vectors_MD[start : start + taken]
             held, start = held + taken, start + taken
             if held == rows:
-                yield _joined(pending)
-                pending, held = [], 0
+                yield VectorBlock(pa.concat_arrays(ids), held_RD)
+                held_RD, spare_RD = spare_RD, held_RD
+                ids, held = [], 0
     if held:
-        yield _joined(pending)
-
-
-def _joined(blocks: list[VectorBlock]) -> VectorBlock:
-    return VectorBlock(pa.concat_arrays([block.ids for block in blocks]), np.concatenate([block.vectors_MD for block in blocks]))
+        yield VectorBlock(pa.concat_arrays(ids), held_RD[:held])
 
 
 class Tally:
@@ -82,7 +89,7 @@ class Tally:
         Raises:
             ExportError: If a vector is not finite, or the holdout's ids are of another type.
         """
-        norm_M = np.sqrt(np.einsum("md,md->m", block.vectors_MD, block.vectors_MD, dtype=np.float64))
+        norm_M = _norms(block.vectors_MD)
         bad_M = ~np.isfinite(norm_M)
         if bad_M.any():
             first = int(np.flatnonzero(bad_M)[0])
@@ -143,3 +150,14 @@ class Tally:
                 got=f"{int(missing_U.sum())} of {len(missing_U)} are missing, coverage {coverage:.3f}",
                 expected=f"at least {min_coverage:g} (export.min_coverage)",
             )  # fmt: skip
+
+
+def _norms(vectors_MD: np.ndarray) -> np.ndarray:
+    """Returns Euclidean norms [M]: in single precision, and once more in double where squares leave its range."""
+    with np.errstate(over="ignore"):
+        square_M = np.einsum("md,md->m", vectors_MD, vectors_MD).astype(np.float64)
+    doubtful_M = ~((square_M > _TINY) & (square_M < _HUGE))  # true for NaN as well
+    if doubtful_M.any():
+        doubtful_ND = vectors_MD[doubtful_M].astype(np.float64)
+        square_M[doubtful_M] = np.einsum("md,md->m", doubtful_ND, doubtful_ND)
+    return np.sqrt(square_M)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from trainer.config import ExportConfig
 from trainer.errors import ExportError
 from trainer.export.delta import write_delta
 from trainer.export.digest import DIGEST_SCHEMA, Digest
-from trainer.export.features import align, apply, feature_space, staged_blocks, write_alignment
+from trainer.export.features import Aligned, Anchors, align, apply, feature_space, reference_of, staged_blocks, write_alignment
 from trainer.export.progress import Progress
 from trainer.export.read import read_manifest
 from trainer.export.shards import ShardWriter, row_group_rows, vector_batch, vector_schema, wide_batch, wide_schema, write_shards
@@ -93,21 +93,30 @@ def export(
     if source.dim < 1:
         raise ExportError("vectors without a dimension", got=source.dim, expected="at least 1")
     before = read_manifest(live) if live is not None else None
-    with _staging(out) as partial:
+    with _staging(out) as partial, ExitStack() as closing:
         manifest = EmbeddingManifest(
             space_id=space_id, feature_space=space_id, producer=producer, parent=parent, as_of=as_of, dim=source.dim, entities={}, shards={}
         )
+        anchors, writers = {}, {}
         for entity in config.entities:
             blocks = source.user_vectors() if entity == USER else source.item_vectors()
-            _export_entity(partial, blocks, entity, manifest, config, (holdout or {}).get(entity))
-        manifest = _with_features(partial, manifest, config, live, before)
+            anchors[entity] = Anchors(entity, source.dim, reference_of(live, before, entity, source.dim))
+            writers[entity] = _export_entity(
+                partial, blocks, entity, manifest, config, (holdout or {}).get(entity), anchors[entity], closing
+            )
+        found = _aligned(partial, manifest, config, anchors)
+        for entity, writer in writers.items():
+            manifest.shards[entity] = writer.close()
+        if config.wide:
+            _export_wide(partial, manifest, config, found)
+        manifest = dataclasses.replace(manifest, feature_space=feature_space(manifest.space_id, found, before))
         if config.delta:
             manifest = write_delta(partial, manifest, config, live, before)
         if pairs is not None:
             manifest.shards[PAIR] = _export_pairs(partial, pairs, config.shard_rows)
             manifest.entities[PAIR] = pairs.num_rows
         sync_tree(partial)
-        write_text(partial / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, allow_nan=False) + "\n")
+        _write_manifest(partial, manifest)
     return manifest
 
 
@@ -118,8 +127,14 @@ def _export_entity(
     manifest: EmbeddingManifest,
     config: ExportConfig,
     holdout: pa.Array | pa.ChunkedArray | None,
-) -> None:
-    """Writes an entity's serving vectors and enters them in the manifest."""
+    anchors: Anchors,
+    closing: ExitStack,
+) -> ShardWriter:
+    """Writes an entity's serving vectors, enters what they are in the manifest and picks anchors.
+
+    Returns:
+        The writer, whose last shards are still being read back; `closing` lets go of it.
+    """
     dim, packed = manifest.dim, config.layout == "packed"
     tally, told = Tally(entity, holdout), Progress(f"{entity} vectors")
     digest = Digest(partial / _HASHES, vectors=config.delta)
@@ -127,32 +142,35 @@ def _export_entity(
     try:
         for block in regrouped(checked_blocks(blocks, entity, dim), row_group_rows(dim, config.shard_rows)):
             tally.add(block)
-            digest.add(block)
-            writer = writer or ShardWriter(partial, entity, vector_schema(block.ids.type, dim, packed), config.shard_rows)
+            hash_M = hash_ids(block.ids)
+            digest.add(hash_M, block)
+            anchors.add(hash_M, block)
+            if writer is None:
+                writer = ShardWriter(partial, entity, vector_schema(block.ids.type, dim, packed), config.shard_rows)
+                closing.callback(writer.abandon)
             writer.write(vector_batch(writer.schema, block.ids, block.vectors_MD))
             told.add(len(block.ids))
-        shards = writer.close() if writer else []
+        if writer is not None:
+            writer.finish()
         repeated = digest.repeated_hashes()
         if config.delta:
             manifest.shards[entity + DIGEST] = write_shards(partial, entity + DIGEST, DIGEST_SCHEMA, digest.batches(), config.shard_rows)
     finally:
-        if writer is not None:
-            writer.abandon()
         digest.close()
     tally.check(config.min_coverage, config.max_zero_share)
+    if writer is None:
+        raise ExportError(f"no {entity} has a vector", where="export.entities")  # what the check above has refused already
     if len(repeated):
-        _refuse_repeats(partial, shards, entity, repeated)
+        _refuse_repeats(partial, writer.close(), entity, repeated)
     manifest.entities[entity], manifest.norms[entity] = tally.rows, tally.norms
-    manifest.shards[entity] = shards
     if tally.coverage is not None:
         manifest.coverage[entity] = tally.coverage
+    return writer
 
 
-def _with_features(
-    partial: Path, manifest: EmbeddingManifest, config: ExportConfig, live: Path | None, before: EmbeddingManifest | None
-) -> EmbeddingManifest:
-    """Aligns every entity to the live reference, writes feature vectors, maps and the reference for the next export."""
-    found = align(partial, manifest, live, before)
+def _aligned(partial: Path, manifest: EmbeddingManifest, config: ExportConfig, anchors: Mapping[str, Anchors]) -> dict[str, Aligned]:
+    """Aligns every entity to the live reference; writes the maps, and the reference for the next export."""
+    found = align(anchors, manifest.dim)
     for entity, aligned in found.items():
         if config.on_drift == "refuse" and aligned.record.outcome in ("drifted", "broken"):
             raise ExportError(
@@ -164,12 +182,16 @@ def _with_features(
         schema = vector_schema(sample.ids.type, manifest.dim)
         batch = vector_batch(schema, sample.ids, sample.vectors_ED)
         manifest.shards[entity + REFERENCE] = write_shards(partial, entity + REFERENCE, schema, iter([batch]), config.shard_rows)
-        if config.wide:
-            blocks = (apply(block, aligned.alignment) for block in staged_blocks(partial, manifest.shards[entity], manifest.dim))
-            wide = wide_schema(sample.ids.type, manifest.dim)
-            batches = (wide_batch(wide, block.ids, block.vectors_MD) for block in blocks)
-            manifest.shards[entity + WIDE] = write_shards(partial, entity + WIDE, wide, batches, config.shard_rows)
-    return dataclasses.replace(manifest, feature_space=feature_space(manifest.space_id, found, before))
+    return found
+
+
+def _export_wide(partial: Path, manifest: EmbeddingManifest, config: ExportConfig, found: Mapping[str, Aligned]) -> None:
+    """Writes feature vectors: serving vectors read again, brought into the reference space, one column a dimension."""
+    for entity, aligned in found.items():
+        schema = wide_schema(aligned.reference.ids.type, manifest.dim)
+        blocks = (apply(block, aligned.alignment) for block in staged_blocks(partial, manifest.shards[entity], manifest.dim))
+        batches = (wide_batch(schema, block.ids, block.vectors_MD) for block in blocks)
+        manifest.shards[entity + WIDE] = write_shards(partial, entity + WIDE, schema, batches, config.shard_rows)
 
 
 def _refuse_repeats(root: Path, shards: list[Shard], entity: str, repeated: np.ndarray) -> None:

@@ -7,16 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-_BLOCK = 1 << 20
-
 
 def sha256_file(path: Path) -> str:
     """Returns the hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    with path.open("rb", buffering=0) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> str:

@@ -1,5 +1,8 @@
 import errno
+import hashlib
 import os
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 
 from trainer.config import ExportConfig
 from trainer.errors import ExportError
-from trainer.export import lookup, read_embeddings, read_manifest, read_pairs
+from trainer.export import lookup, read_embeddings, read_manifest, read_pairs, reread
 from trainer.schema.embeddings import VectorBlock, wide_names
 from trainer.schema.files import locked
 
@@ -120,8 +123,7 @@ def test_a_repeat_is_found_across_shards_and_string_ids(source, write, tmp_path:
 
 
 def test_two_ids_that_share_a_hash_are_no_repeat(source, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for module in ("digest", "write"):
-        monkeypatch.setattr(f"trainer.export.{module}.hash_ids", lambda ids: np.zeros(len(ids), np.uint64))
+    monkeypatch.setattr("trainer.export.write.hash_ids", lambda ids: np.zeros(len(ids), np.uint64))
     assert write(source(), tmp_path / "e").entities["user"] == 100
 
 
@@ -242,15 +244,59 @@ def test_a_second_writer_is_refused_and_a_full_disk_leaves_the_old_export(source
     assert snapshot(tmp_path / "e") != before
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_disk_that_is_full_in_the_middle_of_a_shard(source, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real = Path.open
-    monkeypatch.setattr(
-        Path, "open", lambda self, mode="r", **rest: real(Path("/dev/full") if self.name == "part-00001.parquet" else self, mode, **rest)
-    )
-    with pytest.raises(ExportError, match="free some space"):
-        write(source(users=50_000, dim=64), tmp_path / "e", ExportConfig(shard_rows=30_000))
-    assert [path.name for path in tmp_path.iterdir()] == [".e.lock"]
+def test_a_disk_that_takes_no_more_in_the_middle_of_a_shard(source, write, tmp_path: Path):
+    folder = tmp_path / "out"
+    write(source(), folder / "e")
+    before = snapshot(folder / "e")
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # a real refusal of a real write, whoever makes it
+        try:
+            write(source(users=50_000, dim=64), folder / "e", ExportConfig(shard_rows=30_000))
+        except ExportError as error:
+            (tmp_path / "said").write_text(str(error))
+            os._exit(error.exit_code)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 6
+    assert "cannot be written" in (tmp_path / "said").read_text()
+    assert "File too large" in (tmp_path / "said").read_text()
+    assert snapshot(folder / "e") == before
+    assert sorted(path.name for path in folder.iterdir()) == [".e.lock", "e"]
+
+
+def test_bytes_that_come_back_changed_are_refused(source, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(source(), tmp_path / "e")
+    before = snapshot(tmp_path / "e")
+    real, read = reread._from_disk, []
+
+    def damaged(cached: int, direct: int | None, into, start: int) -> int:
+        count = real(cached, direct, into, start)
+        read.append(count)
+        if len(read) == at:
+            into[count // 2] ^= 1
+        return count if len(read) != -at else count - 1
+
+    monkeypatch.setattr(reread, "_from_disk", damaged)
+    for at in (1, 4, -2, 99):
+        read.clear()
+        if at == 99:
+            write(source(seed=1), tmp_path / "e")
+            break
+        with pytest.raises(ExportError, match="differs from what was written"):
+            write(source(seed=1), tmp_path / "e")
+        assert snapshot(tmp_path / "e") == before
+    assert len(read) > 10
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("size", [1, 4095, reread.WINDOW, reread.WINDOW + 1, 3 * reread.WINDOW - 1])
+def test_a_file_is_read_back_whole_with_and_without_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, direct: bool):
+    if not direct:
+        monkeypatch.setattr(reread, "_open_direct", lambda path: None)
+    content = np.random.default_rng(size).bytes(size)
+    (tmp_path / "f").write_bytes(content)
+    assert reread.reread(tmp_path / "f") == (size, hashlib.sha256(content).hexdigest())
 
 
 def test_killed_between_two_shards_readers_see_the_old_export(source, write, tmp_path: Path):

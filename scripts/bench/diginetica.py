@@ -36,7 +36,7 @@ import models
 from models.batch import Batch
 from models.losses import sampled_softmax
 from models.ranker import Ranker
-from trainer.backtest.flops import forward_flops
+from models.flops import forward_flops
 from trainer.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from trainer.data import BatchModule, Shard, ShardStore, plan_batches, take
 from trainer.data.plan import cut

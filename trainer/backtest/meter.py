@@ -14,8 +14,8 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from models.batch import Batch
+from models.flops import forward_flops, training_flops
 from models.ranker import Ranker
-from trainer.backtest.flops import forward_flops, training_flops
 from trainer.errors import DataError
 from trainer.fit.task import RankingTask
 from trainer.schema.files import write_text
@@ -29,7 +29,7 @@ class Point:
 
     Attributes:
         step: Steps done.
-        flops: Operations spent so far in this run (`trainer.backtest.flops`).
+        flops: Operations spent so far in this run (`models.flops`).
         seconds: Seconds spent in training steps so far; judging does not count.
         ne: Action -> NE on the judged rows; empty where the point was not judged.
     """

@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from models.batch import Batch
+from models.flops import forward_flops, training_flops, work_of
 from models.ranker import ActionShape, RankerShape
-from trainer.backtest.flops import forward_flops, training_flops
 
 
 def shape_of(architecture, **changes):
@@ -88,3 +88,19 @@ def test_a_wider_and_deeper_ranker_costs_more_and_padding_nothing():
     first, second = batch_of([15], [[3]]), batch_of([3], [[3]])
     both = batch_of([15, 3], [[3], [3]])
     assert forward_flops(small, both) == forward_flops(small, first) + forward_flops(small, second)
+
+
+@pytest.mark.parametrize("architecture", ["sasrec", "hstu"])
+def test_a_next_item_step_counts_the_catalogue(architecture):
+    bare = {"item_features": {}, "token_features": {}, "categorical": {}, "numeric": (), "history_actions": ()}
+    shape = shape_of(architecture, actions=(), **bare)
+    ranker, batch = models.build(shape), batch_of(LENGTHS, POSITIONS)
+    batch.token_item_features_TI, batch.token_features_TK = batch.token_item_features_TI[:, :0], batch.token_features_TK[:, :0]
+    batch.token_action_TH, batch.token_action_known_TH = batch.token_action_TH[:, :0], batch.token_action_known_TH[:, :0]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        ranker.user_vectors(batch) @ ranker.item_vectors(torch.arange(2, 40), torch.zeros(38, 0, dtype=torch.int64)).T
+    counted = counter.get_flop_counts()["Global"]
+    products = sum(flops for op, flops in counted.items() if str(op) in ("aten.mm", "aten.addmm"))
+    attention = 4 * shape.layers * shape.heads * shape.head_dim * visible_pairs("sasrec")
+    assert forward_flops(ranker, batch, candidates=38) == products + attention
+    assert training_flops(ranker, work_of(batch) + work_of(batch), 38, steps=2) == 2 * training_flops(ranker, batch, 38)

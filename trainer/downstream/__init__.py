@@ -1,6 +1,6 @@
 """The ranking model behind the embeddings: what they are worth to it, and whether the live one survives them. No torch."""
 
-from trainer.downstream.arms import lift
+from trainer.downstream.arms import later_scores, lift
 from trainer.downstream.assemble import assemble
 from trainer.downstream.baseline import baseline
 from trainer.downstream.booster import Booster, CatBoost, LightGBM, Model, make_booster
@@ -18,6 +18,7 @@ __all__ = [
     "assemble",
     "baseline",
     "join_tables",
+    "later_scores",
     "lift",
     "make_booster",
     "replay",

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.config import DownstreamConfig
-from trainer.downstream.booster import Booster, make_booster
+from trainer.downstream.booster import Booster, Model, make_booster
 from trainer.downstream.features import VECTOR, Encoder, check_columns, kind_of
 from trainer.downstream.table import REQUEST, labels_of, newest, ripe, slates_of, weights_of
 from trainer.errors import ConfigError
@@ -93,6 +93,31 @@ def lift(
     return _judged(report, arms, sample, slices)
 
 
+def later_scores(
+    earlier: pa.Table, judged: pa.Table, action: str, columns: Sequence[str], config: DownstreamConfig, seed: int
+) -> np.ndarray:
+    """Scores rows by one final model of earlier rows: an arm of `lift`, for whoever pools several judged days.
+
+    Args:
+        earlier: Rows to train on; those without a ripe label and all but the newest ``downstream.max_rows`` are left out.
+        judged: Rows to score.
+        action: Binary action.
+        columns: Features.
+        config: Library and size of the model.
+        seed: Seed.
+
+    Returns:
+        float64 [N], a score a row of `judged`, in its order.
+
+    Raises:
+        ConfigError: If a column is absent or the library is not installed.
+        DataError: If a label, weight, user or feature cannot be used.
+    """
+    check_columns(judged, columns)
+    train = _sample(newest(ripe(earlier, action), config.max_rows), action, None, config.objective)
+    return _boosted(train, judged, columns, make_booster(config, config.objective, seed))[0]
+
+
 @dataclass(frozen=True)
 class _Sample:
     """Judged rows and, where they are others, training rows; `stop_N` marks training rows that decide when boosting stops."""
@@ -156,16 +181,20 @@ def _fitted(sample: _Sample, columns: Sequence[str], booster: Booster) -> _Fitte
     for fold in range(1 if sample.earlier is not None else FOLDS):
         judged_N = np.ones(len(score_N), bool) if sample.earlier is not None else sample.fold_N == fold
         train = sample.earlier if sample.earlier is not None else sample.where(~judged_N)
-        encoder = Encoder.fit(train.table, columns)
-        stop_N = train.stop_N if train.stop_N.any() else None
-        model = booster.fit(encoder.encode(train.table), train.label_N, train.weight_N, stop_N, train.slate_N)
-        features = encoder.encode(sample.table.filter(pa.array(judged_N)))
-        score_N[judged_N] = model.predict(features)
+        score_N[judged_N], model, width = _boosted(train, sample.table.filter(pa.array(judged_N)), columns, booster)
         trees.append(model.trees)
-        width = len(features.names)
         for name, value in model.importance().items():
             gain[name] = gain.get(name, 0.0) + value
     return _Fitted(score_N, width, trees, gain)
+
+
+def _boosted(train: _Sample, judged: pa.Table, columns: Sequence[str], booster: Booster) -> tuple[np.ndarray, Model, int]:
+    """Fits one model; returns its scores of `judged`, itself, and the width of its feature matrix."""
+    encoder = Encoder.fit(train.table, columns)
+    stop_N = train.stop_N if train.stop_N.any() else None
+    model = booster.fit(encoder.encode(train.table), train.label_N, train.weight_N, stop_N, train.slate_N)
+    features = encoder.encode(judged)
+    return model.predict(features), model, len(features.names)
 
 
 def _judged(report: DownstreamReport, arms: dict[str, _Fitted], sample: _Sample, slices: Sequence[str]) -> DownstreamReport:

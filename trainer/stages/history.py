@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,7 @@ def as_of(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained,
         def scored() -> Iterator[tuple[PastDay, DayScores]]:
             for past in chosen:
                 used = weights[past.producer]
-                yield past, _day(job, examples, past.day, RankerScorer(used.bundle, used.file), now, maps)
+                yield past, score_day(job, examples, past.day, RankerScorer(used.bundle, used.file), now, maps)
 
         return write_as_of(folder, scored())
 
@@ -91,7 +91,19 @@ def _at_hand(job: Job, trained: Trained) -> list[_Weights]:
     return [_Weights(bundle, name, until) for bundle in bundles for name, until in seen_until(bundle.manifest).items() if until]
 
 
-def _day(job: Job, examples: ExamplesManifest, day: str, past: RankerScorer, now: RankerScorer, maps: list[Alignment]) -> DayScores:
+def score_day(
+    job: Job, examples: ExamplesManifest, day: str, past: RankerScorer, now: RankerScorer, maps: Sequence[Alignment]
+) -> DayScores:
+    """Scores a day's rows with the ranker of its time and with today's.
+
+    Args:
+        job: The run.
+        examples: Its examples.
+        day: The day.
+        past: The ranker of that time.
+        now: Today's ranker.
+        maps: Maps of today's user and item vectors to features.
+    """
     from trainer.evaluate.counting import ripe_labels
     from trainer.export.as_of import DayScores
 

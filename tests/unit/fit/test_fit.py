@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import multiprocessing
 import os
@@ -13,10 +14,11 @@ import torch
 import models
 from tests import small
 from trainer.config import DistillConfig, FitConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
-from trainer.data import ShardStore, plan_batches
+from trainer.data import ShardStore, plan_batches, take
 from trainer.data.module import BatchModule
 from trainer.data.shards import ShardKey
 from trainer.errors import CheckpointError, TrainingError
+from trainer.fit.learner import Learner, Optimizers
 from trainer.fit.run import fit
 from trainer.fit.schedule import schedule_of
 from trainer.fit.train import last_loss, shape_of
@@ -24,8 +26,8 @@ from trainer.fit.train import last_loss, shape_of
 MODEL = small.model_config()
 
 
-def prepared(folder, shards=3):
-    encoder = small.encoder()
+def prepared(folder, shards=3, encoder=None):
+    encoder = encoder or small.encoder()
     store = ShardStore(folder / "shards")
     keys = [ShardKey(f"2026-01-0{index + 1}", 0) for index in range(shards)]
     for index, key in enumerate(keys):
@@ -171,11 +173,36 @@ def test_divergence_stops_with_the_remedy(tmp_path):
 
 
 @pytest.mark.integration
-def test_two_ranks_train_every_unit_once(tmp_path):
-    config = FitConfig(batch_targets=32, progress=False, device="ddp", devices=2)
-    result = run(tmp_path, config=config)
-    assert result.steps > 1
-    assert all(torch.isfinite(tensor).all() for tensor in result.trunk.values())
+def test_two_ranks_train_as_one_process_with_their_mean_gradient(tmp_path):
+    """The item table is far larger than a batch: ranks exchange it by rows."""
+    ranker, store, keys = prepared(tmp_path, encoder=small.encoder(items=range(100, 4_100)))
+    plan = plan_batches(keys, store.lengths, batch_targets=32, batch_tokens=4096, passes=1, seed=0, ranks=2)
+    optimizer, schedule = OptimizerConfig(lr=3e-3, embedding_lr=3e-3, table_decay=1e-3), ScheduleConfig()
+    weights = {"click": 1.0, "like": 0.5}
+    alone = Learner(copy.deepcopy(ranker), weights, DistillConfig())
+    config = FitConfig(progress=False, device="ddp", devices=2)
+    result = fit(
+        ranker, store, plan, action_weights=weights, optimizer=optimizer, schedule=schedule, config=config, seed=0, warm=False,
+        folder=tmp_path / "fit",
+    )  # fmt: skip
+    optimizers, factors = Optimizers(alone, optimizer), schedule_of(schedule, plan.steps, warm=False)
+    average = {name: parameter.detach().clone() for name, parameter in alone.ranker.named_parameters()}
+    for step in range(plan.steps):
+        optimizers.zero_grad()
+        for rank in range(2):
+            torch.manual_seed(step * 4096 + rank)
+            planned = plan.of_rank(rank)[step]
+            (alone.losses(take(store.read(planned.key), planned.units_B))[0] / 2).backward()
+        torch.nn.utils.clip_grad_norm_(alone.parameters(), optimizer.clip_norm)
+        optimizers.set_rates(factors.factor(step), optimizer.table_decay)
+        optimizers.step(torch.zeros(()))
+        with torch.no_grad():
+            for name, parameter in alone.ranker.named_parameters():
+                average[name].lerp_(parameter, 1 - min(config.ema_decay, (1 + step) / (10 + step)))
+    assert plan.steps > 10
+    for name, parameter in alone.ranker.named_parameters():
+        assert torch.allclose(result.trunk[name], parameter, atol=1e-5), name
+        assert torch.allclose(result.serving[name], average[name], atol=1e-5), name
 
 
 def test_carried_moments_are_used_by_name(tmp_path):

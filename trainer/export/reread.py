@@ -6,6 +6,7 @@ import hashlib
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from trainer.errors import ExportError
 
 WINDOW = 1 << 20  # bytes compared at a time; a multiple of every disk's block
+AHEAD = 2  # windows that the disk fetches meanwhile
 
 
 def reread(path: Path) -> tuple[int, str]:
@@ -43,22 +45,23 @@ def _compared(path: Path, cached: int, direct: int | None) -> str:
     def load(start: int, pair: _Pair) -> tuple[int, int]:
         return _read(cached, pair.taken, start), _from_disk(cached, direct, pair.given, start)
 
-    with _Pair() as one, _Pair() as other, ThreadPoolExecutor(1, "disk") as disk:
-        ahead = disk.submit(load, 0, one)
-        for start in range(0, size, WINDOW):
-            read = ahead.result()
-            if start + WINDOW < size:  # the disk fetches the next window while this one is hashed
-                ahead = disk.submit(load, start + WINDOW, other)
-            count = min(WINDOW, size - start)
-            if read != (count, count) or not one.equal(count):
+    with ExitStack() as closing:
+        pairs = [closing.enter_context(_Pair()) for _ in range(AHEAD + 1)]
+        disk = closing.enter_context(ThreadPoolExecutor(AHEAD, "disk"))
+        starts = range(0, size, WINDOW)
+        ahead = {start: disk.submit(load, start, pairs[index]) for index, start in enumerate(starts[:AHEAD])}
+        for index, start in enumerate(starts):
+            if index + AHEAD < len(starts):  # the disk fetches while this window is compared and hashed
+                ahead[starts[index + AHEAD]] = disk.submit(load, starts[index + AHEAD], pairs[(index + AHEAD) % len(pairs)])
+            read, pair, count = ahead.pop(start).result(), pairs[index % len(pairs)], min(WINDOW, size - start)
+            if read != (count, count) or not pair.equal(count):
                 raise ExportError(
                     "a shard read back from the disk differs from what was written", where=f"{path}, from byte {start}",
                     got=f"{read[1]} bytes" if read[1] != count else "other bytes", expected=f"the {count} bytes that were written",
                     remedy="the disk or its driver is faulty: choose another folder",
                 )  # fmt: skip
-            with memoryview(one.given) as view:
+            with memoryview(pair.given) as view:
                 digest.update(view[:count])
-            one, other = other, one
     return digest.hexdigest()
 
 

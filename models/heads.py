@@ -70,7 +70,9 @@ class ContextNetwork(nn.Module):
     """What is known of a target besides its history: features, time since the last token, and how user and item fit.
 
     hidden = sum of terms, then residual layers, then outputs. A feature is a term, so a new one with zero weights changes nothing.
-    Numeric features reach the outputs by a wide linear path as well, which starts at zero.
+    Numeric features reach the outputs by a wide linear path as well, which starts at zero. A missing one is stood in for by a value
+    of its own plus a linear function of those that are there, both learned from zero: with one value for all rows the other
+    features' weights would have to suit rows with it and rows without it (`scripts/bench/RESULTS.md`, garbage days).
 
     Args:
         shape: Shape of the ranker.
@@ -88,9 +90,12 @@ class ContextNetwork(nn.Module):
             "numeric": ("numeric", "context"), "wide": ("numeric", "output"), "missing": ("numeric",), "gap": ("fixed", "context"),
             "output": ("output", "context"), "bias": ("output",),
         }
+        if shape.stand_ins:
+            self.dimensions["stand_in"] = ("numeric", "numeric")
         self.numeric = nn.Parameter(torch.empty(numeric, context).normal_(std=max(numeric, 1) ** -0.5))
         self.wide = nn.Parameter(torch.zeros(numeric, outputs))
         self.missing = nn.Parameter(torch.zeros(numeric))
+        self.stand_in = nn.Parameter(torch.zeros(numeric, numeric)) if shape.stand_ins else None
         self.gap = nn.Parameter(torch.empty(GAP_BUCKETS, context).normal_(std=TABLE_STD))
         self.output = nn.Parameter(torch.empty(outputs, context).normal_(std=TABLE_STD))
         self.bias = nn.Parameter(initial_bias(shape.actions))
@@ -130,7 +135,9 @@ class ContextNetwork(nn.Module):
         if self.training and self.feature_dropout > 0:
             categorical_NC = categorical_NC.masked_fill(_chance(categorical_NC, self.feature_dropout), OOV_ROW)
             present_NF = present_NF & ~_chance(present_NF, self.feature_dropout)
-        return categorical_NC, torch.where(present_NF, batch.numeric_NF.to(self.missing.dtype), self.missing)
+        known_NF = torch.where(present_NF, batch.numeric_NF.to(self.missing.dtype), 0.0)
+        instead_NF = self.missing if self.stand_in is None else self.missing + known_NF @ self.stand_in
+        return categorical_NC, torch.where(present_NF, known_NF, instead_NF)
 
 
 class TeacherHead(nn.Module):

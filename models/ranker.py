@@ -65,6 +65,7 @@ class RankerShape:
             often as a window of that many tokens would hold padding beside the sequence (0: never), as in code that pads.
         normed_layers: The first so many blocks of sasrec hand on the normalised stream, as the code published with SASRec does;
             the others are pre-norm.
+        stand_ins: Whether a missing number is replaced by a learned linear function of the numbers that are there.
     """
 
     architecture: str
@@ -95,6 +96,7 @@ class RankerShape:
     positions: int = 0
     padding: int | None = None
     normed_layers: int = 0
+    stand_ins: bool = False
 
     @property
     def outputs(self) -> tuple[str, ...]:

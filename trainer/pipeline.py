@@ -32,6 +32,7 @@ def retrain(config: RetrainConfig) -> Summary:
         return stages.nothing_to_do(job, asked)
     days = stages.plan(job, health)  # holdout, training days, days production has seen
     examples = stages.rebuild(job, health, days)  # features as they were known at the time
+    stages.labels(job, examples, days)  # production still ranks them; labels that were turned over end the run here
     trained = stages.train(job, examples, days)  # the challenger's bundle, warm-started from production
     continued = stages.continue_production(job, examples, days)  # at a launch: production on the same new days
     evaluation = stages.evaluate(job, examples, days, trained, continued)  # every model on the same holdout rows
@@ -60,6 +61,7 @@ def train(config: RetrainConfig) -> Summary:
     examples = stages.rebuild(job, health, days)
     if config.warm_start.dry_run:
         return stages.dry_run(job, examples, days)
+    stages.labels(job, examples, days)
     trained = stages.train(job, examples, days)
     evaluation = stages.evaluate(job, examples, days, trained, None)
     return stages.report(job, health, days, examples, trained, evaluation)

@@ -60,7 +60,7 @@ def summarise(
         status="done",
         reason=verdict.reason if verdict else "evaluated, not judged",
         stages=stages,
-        data=_data(health, days, examples),
+        data={**_data(health, days, examples), "rows_trained": as_plain(trained.log.account.total)},
         transfer=_transfer(trained.transfer),
         production=_metrics(report.get("production")) if "production" in report else None,
         challenger=_metrics(report.get("challenger")),

@@ -18,6 +18,8 @@ class ModelConfig:
         name: Architecture.
         max_history: L, events before the day that a user's history keeps.
         user_id: Whether the user id itself is a context feature (an embedding per user).
+        stand_ins: Whether a missing number is stood in for by a learned linear function of the others: as many weights as pairs
+            of numeric features.
     """
 
     name: str
@@ -42,6 +44,7 @@ class ModelConfig:
     positions: int = 0
     padding: int | None = None
     normed_layers: int = 0
+    stand_ins: bool = True
 
     def __post_init__(self) -> None:
         choice("model.name", self.name, ("sasrec", "hstu"))

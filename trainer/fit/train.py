@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from trainer.data.inputs import freeze_inputs, item_table, merge_vocabulary
 from trainer.data.shards import ShardKey
 from trainer.days import DayPlan
 from trainer.errors import CheckpointError, DataError
+from trainer.fit.account import Account, reconcile
 from trainer.fit.begin import Probe, begin, merged, renamed_inputs, renamed_vocabularies
 from trainer.fit.distil import Scorer, Teacher, distilled_only
 from trainer.fit.run import FitResult, fit
@@ -55,6 +56,7 @@ class TrainLog:
         parameters: Elements of the ranker.
         last_loss: Mean loss of the last tenth of the steps on new targets; replayed ones say nothing about progress.
         annealed: Steps that the annealed copy made beside them.
+        account: What became of every planned row, by day.
     """
 
     steps: int
@@ -67,6 +69,7 @@ class TrainLog:
     parameters: int
     last_loss: float
     annealed: int = 0
+    account: Account = field(default_factory=Account)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def train(
 
     Raises:
         CheckpointError: If the warm start is refused or not exact where it must be.
-        TrainingError: If training diverges.
+        TrainingError: If training diverges, or the rows trained and skipped are not the rows planned (`reconcile`).
         DataError: If there is nothing to train on.
     """
     if model is not None:
@@ -175,6 +178,8 @@ def train(
         logger=logger,
         callbacks=watch(encoder) if watch else (),
     )
+    rows = {day: sum(record.rows for record in manifest.partitions if record.day == day) for day in days.train}
+    account = reconcile(batches, store.lengths, result.log, rows, passes)
     lengths = [store.lengths(key) for key in shard_keys(manifest, days.train)]
     log = TrainLog(
         steps=result.steps,
@@ -187,6 +192,7 @@ def train(
         passes=passes,
         parameters=sum(parameter.numel() for parameter in start.ranker.parameters()),
         last_loss=last_loss(result.log),
+        account=account,
     )
     bundle = write_bundle(
         out,

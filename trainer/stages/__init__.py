@@ -5,7 +5,7 @@ whole; these functions hand it exactly what it needs.
 """
 
 from trainer.stages.history import as_of
-from trainer.stages.inputs import plan, rebuild, scan
+from trainer.stages.inputs import labels, plan, rebuild, scan
 from trainer.stages.judging import evaluate, gate
 from trainer.stages.question import judged_before, nothing_to_do, question
 from trainer.stages.reporting import report
@@ -23,6 +23,7 @@ __all__ = [
     "export",
     "gate",
     "judged_before",
+    "labels",
     "nothing_to_do",
     "plan",
     "question",

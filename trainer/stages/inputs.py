@@ -1,12 +1,16 @@
-"""Stages that read the log: scan, plan the days, rebuild."""
+"""Stages that read the log: scan, plan the days, rebuild, ask production about the labels."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from trainer.days import DayPlan, plan_days
+from trainer.errors import DataError
 from trainer.job import Job
 from trainer.logs.layout import day_folder
 from trainer.rebuild import rebuild as rebuild_examples
@@ -14,12 +18,14 @@ from trainer.rebuild.leak_alarm import leak_alarm, refuse_leaks
 from trainer.rebuild.plan import content_hash
 from trainer.scan import check_budget, write_scan
 from trainer.scan import scan as scan_days
-from trainer.schema.examples import ExamplesManifest
+from trainer.schema.examples import ExamplesManifest, read_partition, read_tail
 from trainer.schema.health import HealthMap
 from trainer.schema.plain import as_plain, from_plain
 
 if TYPE_CHECKING:
-    pass
+    from trainer.evaluate.labels import DayRanking
+
+_COMPARED_DAYS = 3  # that production has seen: what its rankings of new days are compared with
 
 
 def scan(job: Job) -> HealthMap:
@@ -79,6 +85,49 @@ def rebuild(job: Job, health: HealthMap, days: DayPlan) -> ExamplesManifest:
         )
 
     return job.run.stage("rebuild", None, produce, None, tell)
+
+
+def labels(job: Job, examples: ExamplesManifest, days: DayPlan) -> None:
+    """Refuses days whose labels production ranks backwards: they must be told before the first optimizer step.
+
+    Raises:
+        DataError: If labels were turned over, unless the policy only counts such days (``scan.actions.label_flip=count``).
+    """
+    if job.production is None:
+        return
+    from trainer.evaluate import RankerScorer
+    from trainer.evaluate.labels import rank_day, turned_over
+
+    root, scorer = Path(job.config.rebuild.root), RankerScorer(job.production)
+
+    def produce() -> list[DayRanking]:
+        found = []
+        for day in (*days.seen[-_COMPARED_DAYS:], *days.train, *days.holdout):
+            parts = [partial(_with_tail, root, examples, day, bucket) for bucket in range(examples.user_buckets)]
+            found += rank_day(job.config.data, scorer, day, parts, job.known_until_ms)
+        return found
+
+    def tell(found: list[DayRanking]) -> tuple[int, str]:
+        lowest = min(found, key=lambda one: one.auc, default=None)
+        worst = f"production ranks {lowest.action} of {lowest.day} worst, AUC {lowest.auc:.3f}" if lowest else "nothing to rank"
+        return sum(one.rows for one in found), worst
+
+    odd = turned_over(job.run.stage("labels", None, produce, None, tell))
+    said = [
+        f"{one.action} on {one.day}: production's AUC {one.auc:.3f}, usual {usual:.3f}, {one.base_rate:.1%} positive" for one, usual in odd
+    ]
+    if said and job.config.scan.actions.get("label_flip") == "count":
+        print(f"{'labels':<11}turned over, and let through by scan.actions.label_flip=count: {'; '.join(said)}", flush=True)
+    elif said:
+        raise DataError(
+            "labels are turned over", where=", ".join(sorted({one.day for one, _ in odd})), got="; ".join(said),
+            expected="labels that production ranks as it did on the days before",
+            remedy="repair the days; or decide otherwise: scan.actions.label_flip=count",
+        )  # fmt: skip
+
+
+def _with_tail(root: Path, examples: ExamplesManifest, day: str, bucket: int) -> tuple[pa.Table, pa.Table]:
+    return read_partition(root, examples, day, bucket), read_tail(root, examples, day, bucket)
 
 
 def _listing(job: Job) -> list[list[Any]]:

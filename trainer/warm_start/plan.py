@@ -215,6 +215,8 @@ def _fresh(blank: TensorFate, source: Side, target: Side, found: Origins, rules:
         return replace(blank, reason=reason) if rules.approximate else replace(blank, fate="refused", reason=reason)
     if name.endswith(".bias") and name.removesuffix("bias") + "weight" in source.shapes:
         return replace(blank, reason="zero: adds nothing yet")
+    if name == "context.stand_in":
+        return replace(blank, reason="zero: what is missing is replaced as before")
     if "output" in axes and not name.endswith(".bias"):
         return replace(blank, reason="zero: new heads start at their base rates")
     return replace(blank, reason="fresh: production has no such tensor")

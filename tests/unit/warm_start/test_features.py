@@ -77,6 +77,24 @@ def test_removed_features_of_items_and_tokens_leave_their_mean_row_too(architect
     assert (target.state_dict()["embedding.item.weight"][0] == 0).all()
 
 
+@both
+def test_stand_ins_of_missing_numbers_come_with_a_new_ranker_and_follow_their_features(architecture):
+    fewer, other, more = (small.encoder(numeric=names) for names in (("age",), ("rate", "age"), ("age", "rate")))
+    for old, stand_ins in ((fewer, False), (fewer, True), (other, False), (other, True)):
+        source, target = warm.build(old, name=architecture, stand_ins=stand_ins).double(), warm.fresh(more, name=architecture).double()
+        the_plan, _ = warm.transfer(old, source, more, target)
+        assert the_plan.exact, the_plan.inexact
+        batch = warm.batch_of(more)
+        assert (~batch.present_NF & batch.present_NF[:, [1, 0]]).any(), "one number is missing, the other could stand in"
+        with torch.inference_mode():
+            got, expected = target(batch).output_NO, source(warm.batch_of(old)).output_NO
+        assert (got - expected).abs().max() <= 1e-10
+    assert torch.equal(target.context.stand_in, source.context.stand_in[[1, 0]][:, [1, 0]])
+    without = warm.fresh(other, name=architecture, stand_ins=False)
+    the_plan = plan(*warm.sides(other, source, other, without), Rules())
+    assert [fate.source for fate in the_plan.fates if fate.fate == "refused"] == ["context.stand_in"]
+
+
 def test_a_removed_number_is_measured_by_its_mean():
     old, new = small.encoder(numeric=("rate", "age")), small.encoder(numeric=("rate",))
     source, target = warm.build(old), warm.fresh(new)

@@ -1,4 +1,4 @@
-"""What a run may take of its machine: cores, threads, loader processes, memory. Decided here and nowhere else; needs no torch."""
+"""What a run may take of its machine: cores, threads of torch and of the loader, memory. Decided here and nowhere else; needs no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MOST_THREADS = 16  # a step's matrices are small: beyond this, threads wait for each other. Measured for one and two only.
-MOST_WORKERS = 4  # loader processes a GPU; one delivers several times what a step on the CPU consumes (scripts/bench/loader.py)
+MOST_WORKERS = 2  # loader threads a GPU: they share Python's lock with the thread that feeds the device
 CHOOSE_WORKERS = -1
 # A thread that waits looks so often whether its turn has come before it sleeps. Never (OMP_WAIT_POLICY=PASSIVE) makes a step on two
 # quiet cores 1.4 times slower, thirty thousand times makes it 1.8 times slower where other work holds the cores (scripts/bench/RESULTS.md).
@@ -24,7 +24,7 @@ class Share:
 
     Attributes:
         threads: Threads of torch in the training process.
-        workers: Loader processes; 0 loads between the steps.
+        workers: Loader threads; 0 loads between the steps.
     """
 
     threads: int
@@ -44,17 +44,17 @@ def cores(root: Path = Path("/")) -> int:
 def share(
     available: int, *, ranks: int = 1, on_gpu: bool = False, threads: int = 0, workers: int = CHOOSE_WORKERS, most: int = MOST_THREADS
 ) -> Share:
-    """Divides the cores among the ranks of a machine, and a rank's cores among its threads and loader processes.
+    """Divides the cores among the ranks of a machine, and a rank's cores among torch and the loader.
 
-    On the CPU batches are made between the steps: that takes about a hundredth of a step, and a process for it would take a core
-    from the step. A GPU leaves the cores idle, so all but one may load.
+    On the CPU batches are made between the steps: that takes about a hundredth of a step, and a thread for it would take a core
+    from the step. A GPU leaves the cores idle, so others than the one that feeds it may load.
 
     Args:
         available: Cores of the machine (`cores`).
         ranks: Ranks on it.
         on_gpu: Whether the steps are made on a GPU.
         threads: Threads that the user wants (``fit.threads``); 0 chooses.
-        workers: Loader processes that the user wants (``fit.workers``); `CHOOSE_WORKERS` chooses.
+        workers: Loader threads that the user wants (``fit.workers``); `CHOOSE_WORKERS` chooses.
         most: Never chooses more threads than this.
     """
     own = max(available // ranks, 1)

@@ -256,8 +256,7 @@ class FitConfig:
         batch_targets: Targets a step and rank aims at.
         batch_tokens: Token budget a step and rank.
         ema_decay: Decay of the averaged weights that are served; 0 serves the trunk.
-        workers: Loader processes a rank; 0 loads in the training process, -1 chooses (`trainer.machine.share`: 0 on the CPU, up to 4 on
-            a GPU).
+        workers: Loader threads a rank; 0 loads between the steps, -1 chooses (`trainer.machine.share`: 0 on the CPU, up to 2 on a GPU).
         threads: Threads of torch a rank; 0 chooses (the rank's share of the cores that this process may use, by affinity mask and control
             groups, at most 16; at most OMP_NUM_THREADS where that is set).
         checkpoint_steps: Steps between resumable checkpoints.

@@ -24,10 +24,10 @@ def take(shard: Shard, units_B: np.ndarray) -> Batch:
     sequence_N = np.repeat(np.arange(len(units_B)), np.diff(target_offsets_S1))
 
     def tokens(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array[token_index])
+        return torch.from_numpy(array.take(token_index, axis=0))  # ten times as fast as array[token_index] where it has two axes
 
     def targets(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array[target_index])
+        return torch.from_numpy(array.take(target_index, axis=0))
 
     return Batch(
         offsets_S1=torch.from_numpy(offsets_S1),

@@ -7,11 +7,12 @@ the loader simply starts there. There is no shuffle buffer and nothing is droppe
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.batch import Batch
 from trainer.data.batches import take
@@ -19,40 +20,56 @@ from trainer.data.plan import BatchPlan, PlannedBatch
 from trainer.data.shards import ShardStore
 from trainer.errors import TrainingError
 
+AHEAD = 4  # batches that each loader thread may be ahead of the step
 
-class PlannedBatches(Dataset):
-    """Batches of one rank: item i is step i."""
 
-    def __init__(self, store: ShardStore, batches: list[PlannedBatch]) -> None:
+class Loader:
+    """Batches of one rank from a step on, in order; threads make them ahead of the steps that take them.
+
+    Threads, not processes: to make a batch is to copy, which runs outside of Python's lock, and a batch of twenty tensors costs more
+    to hand from process to process than to make (scripts/bench/RESULTS.md). Threads also share the shards they have read.
+
+    Its length is that of the whole plan: Lightning adds the steps of the killed run to its count of fetched batches, and would stop
+    that many batches early if the loader told its remaining length.
+
+    Args:
+        store: Encoded shards.
+        batches: The rank's batches; item i is step i.
+        start: First step.
+        workers: Threads; 0 makes each batch when it is asked for.
+        pin: Whether batches lie in page-locked memory, from which a GPU copies while it computes.
+    """
+
+    def __init__(self, store: ShardStore, batches: list[PlannedBatch], start: int = 0, workers: int = 0, pin: bool = False) -> None:
         self.store = store
         self.batches = batches
+        self.start = start
+        self.workers = workers
+        self.pin = pin
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> Batch:
-        planned = self.batches[index]
-        return take(self.store.read(planned.key), planned.units_B)
+    def __iter__(self) -> Iterator[Batch]:
+        steps = range(self.start, len(self.batches))
+        if not self.workers:
+            yield from map(self._make, steps)
+            return
+        pool, ahead = ThreadPoolExecutor(self.workers, thread_name_prefix="loader"), deque[Future[Batch]]()
+        try:
+            for step in steps:
+                ahead.append(pool.submit(self._make, step))
+                if len(ahead) > AHEAD * self.workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:  # also where the steps end before the batches
+            pool.shutdown(cancel_futures=True)
 
-
-class RemainingSteps(Sampler[int]):
-    """Steps from the cursor on. Its length is that of the whole plan: Lightning adds the steps of the killed run to its count
-    of fetched batches, and would stop that many batches early if the loader told its remaining length.
-    """
-
-    def __init__(self, start: int, steps: int) -> None:
-        self.start = start
-        self.steps = steps
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.steps))
-
-    def __len__(self) -> int:
-        return self.steps
-
-
-def _identity(item: Any) -> Any:
-    return item
+    def _make(self, step: int) -> Batch:
+        planned = self.batches[step]
+        batch = take(self.store.read(planned.key), planned.units_B)
+        return batch.pin_memory() if self.pin else batch
 
 
 class BatchModule(L.LightningDataModule):
@@ -61,7 +78,7 @@ class BatchModule(L.LightningDataModule):
     Attributes:
         store: Encoded shards.
         plan: All steps of the run.
-        workers: Loader processes.
+        workers: Loader threads.
         cursor: Steps already trained.
         identity: Steps and hash of the plan.
     """
@@ -74,18 +91,11 @@ class BatchModule(L.LightningDataModule):
         self.cursor = 0
         self.identity = f"{plan.steps} steps, {plan.sha256[:16]}"
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         """Returns the loader of this rank's remaining batches."""
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        return DataLoader(
-            PlannedBatches(self.store, self.plan.of_rank(rank)),
-            sampler=RemainingSteps(self.cursor, self.plan.steps),
-            batch_size=None,
-            collate_fn=_identity,
-            num_workers=self.workers,
-            prefetch_factor=4 if self.workers else None,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        )
+        trainer = self.trainer
+        rank, pin = (0, False) if trainer is None else (trainer.global_rank, trainer.strategy.root_device.type == "cuda")
+        return Loader(self.store, self.plan.of_rank(rank), self.cursor, self.workers, pin)
 
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
         """Moves a batch; pinned memory makes the copy asynchronous."""

@@ -97,6 +97,24 @@ def compare(pairs: Pairs, where: str = "all") -> Comparison:
     return Comparison(outcome, reason, alignment, found)
 
 
+def nearest(pairs: Pairs) -> Alignment:
+    """Returns the rigid map that leaves least of the variance on the judging half, be it enough for a consumer or not.
+
+    For who has to bring vectors into a space anyhow, such as those of past rankers; what may be shipped is what `compare` repairs.
+
+    Args:
+        pairs: The entities, all with a finite vector on both sides and at least two in each half.
+    """
+    methods = [IDENTITY, SHIFT, ROTATION] if pairs.half_E.sum() >= _anchors_needed(pairs) else [IDENTITY, SHIFT]
+    maps = [fit(pairs.old_ED[pairs.half_E], pairs.new_ED[pairs.half_E], method) for method in methods]
+    old_ED, new_ED = pairs.old_ED[~pairs.half_E], pairs.new_ED[~pairs.half_E]
+
+    def left(alignment: Alignment) -> float:
+        return float(np.square(alignment.apply(new_ED).astype(np.float64) - old_ED).sum())
+
+    return min(maps, key=left)  # the first of equals is the simplest
+
+
 def _usable(pairs: Pairs) -> np.ndarray:
     """Rows that a map can be fitted on: finite, and a vector on both sides."""
     both = (pairs.old_ED, pairs.new_ED)

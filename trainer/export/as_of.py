@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainer.align import ROTATION, SHIFT, Alignment, Pairs, compare, fit
+from trainer.align import ROTATION, SHIFT, Alignment, Pairs, compare, fit, nearest
 from trainer.errors import ExportError
 from trainer.schema.embeddings import PAIR_DOT, PAIR_SCORE
 from trainer.schema.files import write_text
@@ -174,7 +174,11 @@ def leak_free(history: pa.Table | None, before: str) -> pa.Table | None:
 
 
 def align_day(scores: DayScores) -> tuple[Alignment, Alignment, str]:
-    """Finds the maps of a past day's user and item vectors onto today's features, and how the spaces lay to each other."""
+    """Finds the maps of a past day's user and item vectors onto today's features, and how the spaces lay to each other.
+
+    A past ranker that has learned much since lies in no rigid map's reach (``drifted``): its vectors come as near as one brings them,
+    because the final model reads all days side by side.
+    """
     _, first_M = np.unique(scores.rows["item"].combine_chunks().dictionary_encode().indices.to_numpy(), return_index=True)
     first_M = first_M[np.isfinite(scores.item_ND[first_M]).all(axis=1) & np.isfinite(scores.now_item_ND[first_M]).all(axis=1)]
     shuffled_M = np.random.default_rng(0).permutation(first_M)
@@ -185,9 +189,9 @@ def align_day(scores: DayScores) -> tuple[Alignment, Alignment, str]:
         )  # fmt: skip
     pairs = Pairs(scores.now_item_ND[shuffled_M], scores.item_ND[shuffled_M], np.arange(len(shuffled_M)) % 2 == 0)
     found = compare(pairs)
-    item = found.alignment
-    if len(scores.user_ND) < 2 or found.outcome not in ("same", "shifted", "rotated"):
-        return replace(item), item, found.outcome
+    if len(scores.user_ND) < 2 or found.outcome == "broken":
+        return found.alignment, found.alignment, found.outcome
+    item = nearest(pairs) if found.outcome == "drifted" else found.alignment
     shift = fit(scores.now_user_ND, scores.user_ND, SHIFT)
     user = replace(shift, method=ROTATION, rotation_DD=item.rotation_DD) if item.method == ROTATION else shift
     return user, item, found.outcome

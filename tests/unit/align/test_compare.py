@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from trainer.align import Pairs, compare, pair, read_table, run
+from trainer.align import IDENTITY, ROTATION, SHIFT, Pairs, compare, nearest, pair, read_table, run
 from trainer.config import CompareRunConfig
 from trainer.errors import DataError
 
@@ -112,6 +112,27 @@ def test_every_accident_has_its_name_and_no_repair(change, name: str, seed: int)
 )
 def test_what_was_learned(change, outcome: str, seed: int):
     assert judged(change, seed).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("change", "method"),
+    [
+        (lambda x: x, IDENTITY), (lambda x: x + np.linspace(-2, 2, DIM), SHIFT), (lambda x: x @ orthogonal() + 1, ROTATION),
+        (lambda x: noisy(0.6)(x @ orthogonal()), ROTATION), (lambda x: noisy(0.6)(x) + 3, SHIFT),
+    ],
+    ids=["same", "shifted", "rotated", "learned anew and rotated", "learned anew and shifted"],
+)  # fmt: skip
+def test_the_nearest_map_is_found_where_nothing_can_be_repaired(change, method: str):
+    old = vectors()
+    new, half_E = change(old), np.arange(ENTITIES) % 2 == 0
+    found = nearest(Pairs(old, new, half_E))
+    left = np.square(found.apply(new) - old)[~half_E].sum()
+    assert left <= min(np.square(new - old)[~half_E].sum(), np.square(new - new.mean(0) + old.mean(0) - old)[~half_E].sum()) * 1.001
+    if method == IDENTITY:
+        assert found.method == IDENTITY
+    if method == ROTATION:
+        assert found.method == ROTATION
+        assert left < 0.6**2 * 1.1 * np.square(old - old.mean(0))[~half_E].sum()
 
 
 def test_a_rotation_needs_anchors_and_says_so():

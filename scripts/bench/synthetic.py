@@ -78,12 +78,10 @@ class Measured:
     Attributes:
         wall: Seconds of each timed step, waiting for data included.
         cpu: CPU seconds of each, of this process: what to compare where other work shares the machine.
-        task: The trained task: whose tensors tell where memory went.
     """
 
     wall: list[float]
     cpu: list[float]
-    task: RankingTask
 
 
 def measure(case: Case, seed: int = 0) -> Measured:
@@ -106,7 +104,7 @@ def measure(case: Case, seed: int = 0) -> Measured:
         )  # fmt: skip
         trainer.fit(task, datamodule=BatchModule(store, plan, case.workers))
     wall, cpu = (np.diff(values)[WARM_UP - 1 :].tolist() for values in (clock.wall, clock.cpu))
-    return Measured(wall, cpu, task)
+    return Measured(wall, cpu)
 
 
 class Clock(Callback):

@@ -7,8 +7,11 @@ import torch
 import models
 from tests import small
 from tests.unit.fit.test_fit import MODEL, losses, run
+from tests.unit.fit.test_steps import TablesOnly
 from trainer.config import FitConfig
 from trainer.data import take
+from trainer.fit import run as fit_run
+from trainer.fit.task import RankingTask
 from trainer.fit.train import shape_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -34,3 +37,27 @@ def test_bf16_training_on_cuda_lowers_the_loss(tmp_path):
     values = [loss for _, loss in losses(run(tmp_path, config=config, shards=6))]
     assert np.isfinite(values).all() and np.mean(values[-8:]) < np.mean(values[:8])
     assert MODEL.dim == 16
+
+
+@pytest.mark.parametrize("kind", [TablesOnly, RankingTask])
+def test_no_step_waits_for_the_device(tmp_path, monkeypatch, kind):
+    original, made = RankingTask.training_step, []
+
+    def watched(self, batch, index):
+        if len(made) < 2:  # the first steps of a process compile kernels and allocate
+            out = original(self, batch, index)
+        else:
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                out = original(self, batch, index)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        made.append(index)
+        return out
+
+    monkeypatch.setattr(fit_run, "RankingTask", kind)
+    monkeypatch.setattr(RankingTask, "training_step", watched)
+    monkeypatch.setattr("trainer.fit.task._READ_EVERY", 10**9)
+    result = run(tmp_path, config=FitConfig(batch_targets=32, progress=False, device="gpu", precision="bf16"))
+    assert [entry.step for entry in result.log] == list(range(result.steps)) and len(made) == result.steps
+    assert np.isfinite([entry.loss for entry in result.log]).all()

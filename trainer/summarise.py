@@ -6,10 +6,11 @@ from typing import Any
 
 from trainer import __version__
 from trainer.checkpoint import Bundle
-from trainer.config import RetrainConfig
+from trainer.config import CostConfig, RetrainConfig
 from trainer.days import DayPlan
 from trainer.errors import ConfigError, nearest
 from trainer.fit import Trained
+from trainer.fit.cost import cost_report
 from trainer.schema.examples import ExamplesManifest, FeatureMatch
 from trainer.schema.health import HealthMap
 from trainer.schema.plain import as_plain
@@ -76,7 +77,7 @@ def summarise(
             "challenger": (release or {}).get("version"),
             "challenger_sha256": trained.bundle.sha256,
         },
-        cost=_cost(trained, stages),
+        cost=_cost(trained, stages, config.cost),
         objective=_objective(config, report),
     )
 
@@ -160,11 +161,11 @@ def _difference(old: Any, new: Any, where: str = "") -> dict[str, list[Any]]:
     return found
 
 
-def _cost(trained: Trained, stages: dict[str, StageRecord]) -> dict[str, Any]:
+def _cost(trained: Trained, stages: dict[str, StageRecord], config: CostConfig) -> dict[str, Any]:
     log = trained.log
     seconds = max(log.seconds, 1e-9)
     return {
-        "seconds": round(sum(record.seconds for record in stages.values()), 1),
+        **cost_report(log.spent, stages, config),
         "train_seconds": round(log.seconds, 2),
         "device": log.device,
         "parameters": log.parameters,

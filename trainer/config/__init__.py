@@ -23,12 +23,22 @@ from trainer.config.shipping import (
     TrackingConfig,
 )
 from trainer.config.suites import SuiteRunConfig
-from trainer.config.training import DistillConfig, FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
+from trainer.config.training import (
+    CostConfig,
+    DistillConfig,
+    FitConfig,
+    ModelConfig,
+    NextItemConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    WarmStartConfig,
+)
 
 __all__ = [
     "ArmConfig",
     "BacktestConfig",
     "CompareRunConfig",
+    "CostConfig",
     "DiagnoseRunConfig",
     "DistillConfig",
     "DownstreamConfig",

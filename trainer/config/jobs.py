@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 from trainer.config.inputs import RebuildConfig, ScanConfig
 from trainer.config.judging import EvaluationConfig, ValueConfig
 from trainer.config.shipping import DownstreamConfig, ExportConfig, RegistryConfig, ReleaseConfig, ServingConfig, TrackingConfig
-from trainer.config.training import DistillConfig, FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
+from trainer.config.training import (
+    CostConfig,
+    DistillConfig,
+    FitConfig,
+    ModelConfig,
+    NextItemConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    WarmStartConfig,
+)
+from trainer.errors import ConfigError
 from trainer.schema.features import FeatureSpec
 from trainer.schema.logs import LogSpec
 from trainer.schema.policy import GatePolicy, RuleSet
@@ -44,10 +54,17 @@ class RetrainConfig:
     next_item: NextItemConfig | None = None
     distill: DistillConfig = field(default_factory=DistillConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
 
     def __post_init__(self) -> None:
         if self.as_of is not None:
             parse_day(self.as_of)
+        if self.warm_start.new_rows == "none" and self.optimizer.tables != "rowwise_adagrad":
+            raise ConfigError(
+                "rows without moments under a large count of steps overshoot several times over", where="warm_start.new_rows",
+                got=f"none with optimizer.tables={self.optimizer.tables}", expected="optimizer.tables=rowwise_adagrad",
+                remedy="leave warm_start.new_rows=as_met",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

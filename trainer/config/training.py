@@ -262,12 +262,12 @@ class FitConfig:
         checkpoint_steps: Steps between resumable checkpoints.
         max_skipped_steps: Non-finite steps that are skipped before the run stops.
         deterministic: Bit-equal on CUDA too.
-        day_weights: Whether days are learned in their order, and the served weights kept at the end of each: `export.as_of` scores a
-            past day by the weights that had seen only the days before it.
-        progress: Whether a progress bar is drawn.
         compile: Whether the trunk's blocks go through `torch.compile`, once for all batch sizes; attention has kernels of its own and
             stays outside. Off: on a CPU compiling costs more than a night's steps win.
         checkpoint_activations: Whether a block's inside is computed again on the way back instead of being kept (equal gradients).
+        day_weights: Whether days are learned in their order, and the served weights kept at the end of each: `export.as_of` scores a
+            past day by the weights that had seen only the days before it.
+        progress: Whether a progress bar is drawn.
     """
 
     device: str = "auto"
@@ -283,11 +283,11 @@ class FitConfig:
     checkpoint_steps: int = 200
     max_skipped_steps: int = 20
     deterministic: bool = False
+    compile: bool = False
+    checkpoint_activations: bool = False
     day_weights: bool = False
     progress: bool = True
 
-    compile: bool = False
-    checkpoint_activations: bool = False
     def __post_init__(self) -> None:
         choice("fit.device", self.device, ("auto", "cpu", "gpu", "ddp"))
         choice("fit.precision", self.precision, ("fp32", "bf16"))
@@ -298,6 +298,24 @@ class FitConfig:
                 raise ConfigError("too small", where=f"fit.{name}", got=getattr(self, name), expected=f"{least} (chosen) or more")
         if self.day_weights and max(self.passes, self.warm_passes) > 1:
             raise ConfigError("a second pass has seen every day", where="fit.day_weights", got="passes > 1", expected="one pass")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostConfig:
+    """What the cost report (`summary.json`, ``cost``) is told about the machine.
+
+    Attributes:
+        price_per_hour: Price of the machine, in any currency; null reports no money.
+        peak_flops: FLOP/s that one device can do at most; null takes a GPU's bf16 peak from a table, and measures a CPU.
+    """
+
+    price_per_hour: float | None = None
+    peak_flops: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("price_per_hour", "peak_flops"):
+            if (value := getattr(self, name)) is not None:
+                positive(f"cost.{name}", value)
 
 
 @dataclass(frozen=True, kw_only=True)

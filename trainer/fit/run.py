@@ -21,6 +21,8 @@ from torch import Tensor
 from models.ranker import Ranker
 from trainer.config import DistillConfig, FitConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
 from trainer.data import BatchModule, BatchPlan, ShardStore
+from trainer.fit.clock import Clock
+from trainer.fit.cost import Spent, spent
 from trainer.fit.schedule import schedule_of
 from trainer.fit.share import TakeShare, share_of
 from trainer.fit.steps import StepLog, read_log
@@ -48,6 +50,7 @@ class FitResult:
         log: One entry a step, of rank 0.
         seconds: Wall time of the loop.
         device: Where it ran.
+        spent: What the loop spent.
     """
 
     trunk: dict[str, Tensor]
@@ -60,6 +63,7 @@ class FitResult:
     log: list[StepLog]
     seconds: float
     device: str
+    spent: Spent
 
 
 class CursorAndCheckpoint(Callback):
@@ -125,6 +129,7 @@ def fit(
     replay: WarmStartConfig | None = None,
     logger: Any = None,
     callbacks: Sequence[Callback] = (),
+    peak_flops: float | None = None,
 ) -> FitResult:
     """Trains `ranker` on every batch of `plan`, once.
 
@@ -144,6 +149,7 @@ def fit(
         replay: What replayed targets do to tables.
         logger: Lightning logger or None.
         callbacks: Observers; they see every step before the cursor moves on, and a resumed run restores their state.
+        peak_flops: FLOP/s that a device can do at most; None takes what is known or measured (`trainer.fit.cost`).
 
     Returns:
         Weights, moments and the log of the run.
@@ -171,7 +177,9 @@ def fit(
     data = BatchModule(store, plan, taken.workers)
     ends = plan.ends_of_days() if config.day_weights else {}
     days = [DayWeights(folder / _DAYS, ends)] if ends else []
-    trainer = _trainer(config, folder, logger, [TakeShare(taken), *callbacks, *days])
+    clock = Clock()
+    trainer = _trainer(config, folder, logger, [TakeShare(taken), clock, *callbacks, *days])
+    trainer.callbacks.append(clock.observed)  # type: ignore[attr-defined]
     resume = folder / _RESUME
     if not resume.exists():
         (folder / _STEPS).unlink(missing_ok=True)
@@ -184,17 +192,19 @@ def fit(
         trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
     seconds = time.perf_counter() - begin
     resume.unlink(missing_ok=True)
+    annealed = 0 if task.annealed is None else task.annealed.anneal
     return FitResult(
         trunk={name: tensor.detach().cpu() for name, tensor in task.ranker.state_dict().items()},
         serving={name: tensor.detach().cpu() for name, tensor in task.served.state_dict().items()},
         days={day: load_file(folder / _DAYS / f"{day}.safetensors") for day in sorted(ends.values())},
         optimizer=load_file(folder / _MOMENTS),
         steps=plan.steps,
-        annealed=0 if task.annealed is None else task.annealed.anneal,
+        annealed=annealed,
         skipped=int(task.skipped),
         log=read_log(folder / _STEPS),
         seconds=seconds,
         device=str(trainer.strategy.root_device),
+        spent=spent(task.ranker, store, plan, clock, trainer.strategy.root_device, annealed=annealed, peak=peak_flops),
     )
 
 

@@ -26,6 +26,7 @@ from trainer.days import DayPlan
 from trainer.errors import CheckpointError, DataError
 from trainer.fit.account import Account, reconcile
 from trainer.fit.begin import Probe, begin, merged, renamed_inputs, renamed_vocabularies
+from trainer.fit.cost import Spent
 from trainer.fit.distil import Scorer, Teacher, distilled_only
 from trainer.fit.run import FitResult, fit
 from trainer.fit.steps import StepLog
@@ -57,6 +58,7 @@ class TrainLog:
         last_loss: Mean loss of the last tenth of the steps on new targets; replayed ones say nothing about progress.
         annealed: Steps that the annealed copy made beside them.
         account: What became of every planned row, by day.
+        spent: Operations, positions and seconds of the loop.
     """
 
     steps: int
@@ -70,6 +72,7 @@ class TrainLog:
     last_loss: float
     annealed: int = 0
     account: Account = field(default_factory=Account)
+    spent: Spent = field(default_factory=Spent)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def train(
         replay=config.warm_start,
         logger=logger,
         callbacks=watch(encoder) if watch else (),
+        peak_flops=config.cost.peak_flops,
     )
     rows = {day: sum(record.rows for record in manifest.partitions if record.day == day) for day in days.train}
     account = reconcile(batches, store.lengths, result.log, rows, passes)
@@ -193,6 +197,7 @@ def train(
         parameters=sum(parameter.numel() for parameter in start.ranker.parameters()),
         last_loss=last_loss(result.log),
         account=account,
+        spent=result.spent,
     )
     bundle = write_bundle(
         out,

@@ -14,6 +14,7 @@ from trainer import __version__
 from trainer.checkpoint import Bundle, read_bundle
 from trainer.config import NextItemConfig, RetrainConfig
 from trainer.errors import ConfigError, DataError
+from trainer.fit.cost import cost_report
 from trainer.next_item.judge import judge, popularity_scorer, ranker_scorer
 from trainer.next_item.sequences import Sequences, read_sequences
 from trainer.next_item.train import Fitted, read_fitted, train
@@ -154,12 +155,12 @@ def _summary(
         challenger={NAME: metrics[NAME], f"{NAME}_validation": chosen.metrics},
         baselines={"popular": {NAME: metrics["popular"]}},
         cost={
-            "seconds": round(sum(record.seconds for record in job.records.values()), 1),
+            **cost_report(fitted.spent, job.records, config.cost),
             "train_seconds": round(seconds, 1),
             "train_minutes": round(seconds / 60, 1),
             "passes": len(fitted.curve),
             "chosen_pass": chosen.number,
-            "positions_per_second": round(positions / max(seconds, 1e-9)),
+            "targets_per_second": round(positions / max(seconds, 1e-9)),
             "parameters": sum(parameter.numel() for parameter in fitted.ranker.parameters()),
             "seed": config.seed,
             "hardware": hardware(config.fit.device),

@@ -33,6 +33,8 @@ from trainer.config import FitConfig, ModelConfig, RetrainConfig
 from trainer.data import BatchModule, BatchPlan, Shard, ShardStore, plan_batches
 from trainer.data.shards import ShardKey
 from trainer.errors import TrainingError
+from trainer.fit.clock import Clock
+from trainer.fit.cost import Spent, spent
 from trainer.fit.learner import Learner
 from trainer.fit.run import CursorAndCheckpoint
 from trainer.fit.schedule import schedule_of
@@ -52,6 +54,7 @@ from trainer.schema.vocabulary import RESERVED_ROWS
 
 BEST = "best.safetensors"
 CURVE = "curve.json"
+SPENT = "spent.json"
 BUNDLE = "bundle"
 _RESUME = "resume.ckpt"
 _SHARD = ShardKey("train", 0)
@@ -85,10 +88,12 @@ class Fitted:
     Attributes:
         ranker: The ranker of the best judged pass, in eval mode.
         curve: All passes.
+        spent: What the training loop spent.
     """
 
     ranker: Ranker
     curve: list[PassLog]
+    spent: Spent
 
     @property
     def chosen(self) -> PassLog:
@@ -268,19 +273,20 @@ def train(
 
     passes = EachPass(pass_ends(plan, store.read(_SHARD)), validate, f"ndcg@{top_k}", every, folder)
     data, moments = BatchModule(store, plan, taken.workers), start.moments if production else None
-    _fit(config, ranker, data, [TakeShare(taken), *observers, passes], folder, moments)
+    cost = _fit(config, ranker, data, [TakeShare(taken), *observers, passes], folder, moments)
     if len(passes.curve) != len(passes.ends):
         raise TrainingError("training ended early", got=f"{len(passes.curve)} passes", expected=f"{len(passes.ends)} passes")
     (folder / _RESUME).unlink(missing_ok=True)
     _write(config, ranker, sequences, start.report, folder, production)
     write_text(folder / CURVE, json.dumps([asdict(entry) for entry in passes.curve], indent=1))
+    write_text(folder / SPENT, json.dumps(asdict(cost)))
     return read_fitted(folder)
 
 
 def read_fitted(folder: Path) -> Fitted:
     """Reads what `train` left in a folder."""
     curve = [PassLog(**entry) for entry in json.loads((folder / CURVE).read_text())]
-    return Fitted(build_ranker(read_bundle(folder / BUNDLE)), curve)
+    return Fitted(build_ranker(read_bundle(folder / BUNDLE)), curve, Spent(**json.loads((folder / SPENT).read_text())))
 
 
 def _write(
@@ -328,12 +334,13 @@ def _fit(
     observers: list[Callback],
     folder: Path,
     carried: dict[str, dict[str, Tensor]] | None,
-) -> None:
-    """Trains; `carried` are the moments of a warm start, None for a cold one."""
+) -> Spent:
+    """Trains; `carried` are the moments of a warm start, None for a cold one. Returns what was spent."""
     resume = folder / _RESUME
+    negatives = config.next_item.negatives if config.next_item is not None else 0
     task = NextItemTask(
         ranker,
-        negatives=config.next_item.negatives if config.next_item is not None else 0,
+        negatives=negatives,
         action_weights={},
         optimizer=config.optimizer,
         # Annealed: its passes are judged, and the best one is kept.
@@ -349,9 +356,13 @@ def _fit(
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning calls a function that torch renamed
-        callbacks = [*observers, TrunkSettings(config.fit), CursorAndCheckpoint(folder, config.fit.checkpoint_steps)]
-        trainer = _trainer(config.fit, callbacks, folder)
+        clock = Clock()
+        behind = [TrunkSettings(config.fit), CursorAndCheckpoint(folder, config.fit.checkpoint_steps), clock.observed]
+        trainer = _trainer(config.fit, [clock, *observers, *behind], folder)
         trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
+    candidates = negatives or ranker.shape.vocabularies[ranker.shape.item_vocabulary] - RESERVED_ROWS
+    device = trainer.strategy.root_device
+    return spent(ranker, data.store, data.plan, clock, device, candidates=candidates, peak=config.cost.peak_flops)
 
 
 def _trainer(config: FitConfig, callbacks: list[Callback], folder: Path) -> L.Trainer:

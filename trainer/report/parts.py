@@ -48,6 +48,30 @@ def facts(mapping: Mapping[str, Any] | None) -> list[Fact]:
     return [Fact(str(name).replace("_", " "), leaf(value)) for name, value in (mapping or {}).items()]
 
 
+def cost(mapping: Mapping[str, Any] | None) -> tuple[str, list[Fact]]:
+    """Returns what a run cost as a sentence, and everything else that is known as facts.
+
+    Args:
+        mapping: `summary.json`, ``cost``.
+    """
+    known = dict(mapping or {})
+    growth = known.pop("growth", None) or {}
+    sentences = []
+    if known.get("flops") and known.get("flops_per_second"):
+        limit = f", {percent(known['mfu'])} of what the machine can do at most" if known.get("mfu") is not None else ""
+        sentences.append(
+            f"Training took {known['flops'] / 1e12:,.3g} TFLOP at {known['flops_per_second'] / 1e9:,.3g} GFLOP/s{limit}; "
+            f"{percent(known.get('data_wait'))} of its time it waited for data."
+        )
+    if growth:
+        price = f" and {growth['money']:,.2f} instead of {known['money']:,.2f} in money" if growth.get("money") is not None else ""
+        now, grown, fixed_part = (seconds(value) for value in (known.get("seconds"), growth["seconds"], growth["fixed_seconds"]))
+        sentences.append(
+            f"With {growth['rows']} times the rows the run would take {grown} instead of {now}{price}: {fixed_part} of it do not grow."
+        )
+    return " ".join(sentences), facts(known)
+
+
 @dataclass(frozen=True)
 class TransferPart:
     """The warm start.

@@ -249,7 +249,8 @@ def _model_sections(run: Artefacts) -> list[Section]:
 
 def _record_sections(run: Artefacts) -> list[Section]:
     summary = run.summary
-    cost = {"stages": parts.stages(run), "cost": parts.facts(summary.cost), "versions": parts.facts(summary.versions)}
+    sentence, facts = parts.cost(summary.cost)
+    cost = {"stages": parts.stages(run), "sentence": sentence, "cost": facts, "versions": parts.facts(summary.versions)}
     everything = {"lines": checks.lines(run.checks), "tally": checks.tally(run.checks), "more": max(0, len(run.checks) - checks.MOST_LINES)}
     return [
         _section("cost", "Cost and stages", cost if any(cost.values()) else None, "No stage was recorded: the gate ran alone."),

@@ -47,7 +47,7 @@ class Summary:
         downstream: Lift of the downstream model.
         release: What was sealed and whether the pointer moved.
         versions: Bundles: production, challenger.
-        cost: Seconds, positions and targets a second, parameters.
+        cost: Operations and their share of the machine's limit, positions a second, seconds, money, growth (`trainer.fit.cost`).
         objective: Value of `evaluation.objective`, the value of a sweep's trial.
     """
 

@@ -13,7 +13,7 @@ from trainer.schema.summary import Summary
 from trainer.suites import SuiteStore
 
 # Settings that change how a run looks or where it lies, but not what it computes.
-_COSMETIC = ("run_dir", "registry", "tracking", "release")
+_COSMETIC = ("run_dir", "registry", "tracking", "release", "cost")
 
 
 def question(job: Job, health: HealthMap) -> str:

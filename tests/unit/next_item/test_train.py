@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 import trainer.next_item.train as training
 from tests.unit.next_item.small import sequences
-from trainer.config import FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig
+from trainer.config import CostConfig, FitConfig, ModelConfig, NextItemConfig, OptimizerConfig, ScheduleConfig
 from trainer.errors import TrainingError
 from trainer.next_item.judge import judge, ranker_scorer
 from trainer.next_item.train import BEST, NextItemTask, read_fitted, shape_of, train
@@ -30,8 +30,9 @@ def chain(users=40):
 def fit(folder, passes=4, every=1, model=MODEL, next_item=None):
     folder.mkdir(exist_ok=True)
     settings = SimpleNamespace(
-        model=model, optimizer=OPTIMIZER, schedule=SCHEDULE, fit=dataclasses.replace(FIT, passes=passes), seed=0, next_item=next_item
-    )
+        model=model, optimizer=OPTIMIZER, schedule=SCHEDULE, fit=dataclasses.replace(FIT, passes=passes), seed=0, next_item=next_item,
+        cost=CostConfig(peak_flops=1e12),
+    )  # fmt: skip
     return train(settings, chain(), 1, every, folder)
 
 

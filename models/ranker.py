@@ -125,17 +125,17 @@ class Ranker(nn.Module, ABC):
     Attributes:
         shape: What the ranker was built from.
         shared_dim: Width of `Scores.shared_NC`.
-    """
-
         blocks: Layers of the trunk.
         checkpointed: Whether training keeps only what enters a block and computes its inside again on the way back: memory for
             a third more compute.
+    """
+
     shape: RankerShape
     shared_dim: int
-
-    @abstractmethod
     blocks: nn.ModuleList
     checkpointed: bool = False
+
+    @abstractmethod
     def forward(self, batch: Batch) -> Scores:
         """Scores every target of the batch."""
 

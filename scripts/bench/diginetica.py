@@ -6,7 +6,8 @@
 Period p is learned from the model of period p - 1 (`joint`: from nothing, on all periods up to p), then judged on period p + 1:
 every click of a session but the first is to be found among the 20 best of all items seen so far. Items that no period up to p
 had are taken out of the judged sessions. The vocabulary grows every period; weights and moments move by item id
-(`trainer.warm_start`). One JSON line an (arm, period) goes to ``OUT/results.jsonl``; a stopped run goes on from there.
+(`trainer.warm_start`). One JSON line an (arm, period) goes to ``OUT/results.jsonl``, the rank of every judged click to
+``OUT/ranks``; a stopped run goes on from there.
 
     finetune   the period's sessions only              replay     and random whole sessions of earlier periods, drawn anew each period
     dropout    finetune with dropout                   replay_kd  which the old model's scores teach as well
@@ -34,9 +35,9 @@ from torch import Tensor
 
 import models
 from models.batch import Batch
+from models.flops import forward_flops
 from models.losses import sampled_softmax
 from models.ranker import Ranker
-from models.flops import forward_flops
 from trainer.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from trainer.data import BatchModule, Shard, ShardStore, plan_batches, take
 from trainer.data.plan import cut
@@ -179,7 +180,10 @@ def begin(
     target = Side.of(ranker, {"item": _vocabulary(item_V, count_V)})
     transfer = plan(source, target)
     ranker.load_state_dict(apply(transfer, source, target, before.ranker.state_dict(), ranker.state_dict()))
-    return ranker, carry_moments(transfer, source, target, before.moments), np.isin(item_V, before.item_V)
+    known_V = np.isin(item_V, before.item_V)
+    if options.moments == "reset":
+        return ranker, {}, known_V
+    return ranker, carry_moments(transfer, source, target, before.moments, new_rows=options.moments), known_V
 
 
 def _vocabulary(item_V: np.ndarray, count_V: np.ndarray) -> Vocabulary:
@@ -230,7 +234,7 @@ def learn(
     task = SessionTask(
         ranker, np.concatenate([shard.target_item_N for shard in units]) - RESERVED_ROWS, known_V, kd, options.negatives,
         optimizer=OptimizerConfig(lr=options.lr, tables=options.tables, embedding_lr=options.table_lr, weight_decay=0.0),
-        schedule=schedule_of(ScheduleConfig(warm_factor=options.warm_factor), steps.steps, bool(moments)), ema_decay=options.ema,
+        schedule=schedule_of(ScheduleConfig(warm_factor=options.warm_factor), steps.steps, known_V.any()), ema_decay=options.ema,
         seed=options.seed, max_skipped_steps=0, initial_moments=moments,
     )  # fmt: skip
     trainer = L.Trainer(
@@ -247,24 +251,28 @@ def learn(
     return Learned(ranker.eval(), task.served.eval(), task.optimizers_of[0].named_state(), seconds, sum(b.targets for b in used), flops)
 
 
-def judge(options: argparse.Namespace, ranker: Ranker, units: Shard) -> dict[str, float]:
-    """Returns Recall@20 and MRR@20 over the targets of some sessions, the same ones for every arm; ties count against the target."""
+def judge(options: argparse.Namespace, ranker: Ranker, units: Shard) -> np.ndarray:
+    """Returns int64 [2, N]: session and rank of the judged clicks, those of some sessions, the same ones for every arm."""
     rng = np.random.default_rng(0)
     tokens_U, targets_U = np.diff(units.token_offsets_U1), np.diff(units.target_offsets_U1)
     asked_U = rng.permutation(units.units)
     asked_U = asked_U[: int(np.searchsorted(np.cumsum(targets_U[asked_U]), options.questions)) + 1]
-    ranks = []
+    sessions, ranks = [], []
     with torch.inference_mode():
         item_DV = catalogue(ranker).T.contiguous()
         for units_B in cut(tokens_U[asked_U], targets_U[asked_U], 512, 8192, rng):
             batch = take(units, asked_U[units_B])
             score_BV = ranker.user_vectors(batch) @ item_DV
+            sessions.append(batch.row_N)
             own_B1 = score_BV.gather(1, (batch.target_item_N - RESERVED_ROWS)[:, None])
             ranks.append((~(score_BV < own_B1)).sum(1) - 1)  # a tie or a NaN counts against the target
-    rank_N = torch.cat(ranks).numpy()
-    return {
-        "recall": float((rank_N < TOP_K).mean()), "mrr": float(np.where(rank_N < TOP_K, 1 / (rank_N + 1.0), 0).mean()), "n": len(rank_N)
-    }  # fmt: skip
+    return torch.stack([torch.cat(sessions), torch.cat(ranks)]).numpy()
+
+
+def measured(rank_N: np.ndarray) -> dict[str, float]:
+    """Returns Recall@20 and MRR@20 of ranks from 0."""
+    hit_N = rank_N < TOP_K
+    return {"recall": float(hit_N.mean()), "mrr": float((hit_N / (rank_N + 1.0)).mean()), "n": len(rank_N)}
 
 
 def run_arm(options: argparse.Namespace, arm: str, log: Log, done: dict[tuple[str, int], dict], results: Path) -> None:
@@ -300,7 +308,10 @@ def run_arm(options: argparse.Namespace, arm: str, log: Log, done: dict[tuple[st
 
 def report(options: argparse.Namespace, arm: str, period: int, learned: Learned, log: Log, item_V: np.ndarray, results: Path) -> None:
     """Judges a period's model on the next period, and notes what it cost."""
-    metrics = judge(options, learned.served, session_units(log.sequences(period + 1, period + 1, item_V)))
+    judged = judge(options, learned.served, session_units(log.sequences(period + 1, period + 1, item_V)))
+    (results.parent / "ranks").mkdir(exist_ok=True)
+    np.save(_ranks(results, arm, period), judged)
+    metrics = measured(judged[1])
     line = {
         "arm": arm, "period": period, **metrics, "seconds": round(learned.seconds, 1), "targets": learned.targets,
         "flops": learned.flops, "items": len(item_V),
@@ -313,7 +324,11 @@ def report(options: argparse.Namespace, arm: str, period: int, learned: Learned,
     )  # fmt: skip
 
 
-def show(lines: list[dict]) -> None:
+def _ranks(results: Path, arm: str, period: int) -> Path:
+    return results.parent / "ranks" / f"{arm}-{period:02d}.npy"
+
+
+def show(lines: list[dict], results: Path) -> None:
     """Prints means over the periods that every arm has; where joint has fewer, over the others' periods as well."""
     by_arm: dict[str, dict[int, dict]] = {}
     for line in lines:
@@ -321,32 +336,43 @@ def show(lines: list[dict]) -> None:
     sets = {arm: frozenset(periods) for arm, periods in by_arm.items()}
     shared = [frozenset.intersection(*sets.values()), frozenset.intersection(*(kept for arm, kept in sets.items() if arm != "joint"))]
     for periods in filter(None, dict.fromkeys(shared)):
-        show_periods({arm: found for arm, found in by_arm.items() if periods <= sets[arm]}, sorted(periods))
+        show_periods({arm: found for arm, found in by_arm.items() if periods <= sets[arm]}, sorted(periods), results)
 
 
-def show_periods(by_arm: dict[str, dict[int, dict]], periods: list[int]) -> None:
+def show_periods(by_arm: dict[str, dict[int, dict]], periods: list[int], results: Path) -> None:
     """Prints one table: means over some periods, compute against joint, and the share of the gap to joint that is closed."""
     mean = {arm: {k: float(np.mean([found[i][k] for i in periods])) for k in ("recall", "mrr", "seconds")} for arm, found in by_arm.items()}
     later = [period for period in periods if period > 0]  # every arm learns period 0 from nothing
     flops = {arm: sum(found[i]["flops"] for i in later) for arm, found in by_arm.items()}
     questions = sum(next(iter(by_arm.values()))[i]["n"] for i in periods)
     print(f"\nlearned up to period {', '.join(map(str, periods))}; {questions:,} questions an arm; {hardware('cpu')}")
-    print(f"{'arm':10s} {'recall@20':>10s} {'mrr@20':>8s} {'published':>10s} {'gap closed':>11s} {'FLOPs of joint':>15s} {'seconds':>8s}")
+    print(
+        f"{'arm':10s} {'recall@20':>10s} {'mrr@20':>8s} {'published':>10s} {'of the gap from finetune':>25s} {'from dropout':>17s} "
+        f"{'FLOPs of joint':>15s} {'seconds':>8s}"
+    )
     for arm, values in mean.items():
-        gap = closed(mean, arm)
+        gaps = [closed(results, arm, floor, periods) if {floor, "joint"} <= set(by_arm) else "-" for floor in ("finetune", "dropout")]
         share = f"{flops[arm] / flops['joint']:.1%}" if flops.get("joint") else "-"
         print(
             f"{arm:10s} {values['recall']:10.2%} {values['mrr']:8.2%} {PUBLISHED.get(arm, float('nan')):10.2f} "
-            f"{'-' if gap is None else format(gap, '.0%'):>11s} {share:>15s} {values['seconds']:8.1f}"
+            f"{gaps[0]:>25s} {gaps[1]:>17s} {share:>15s} {values['seconds']:8.1f}"
         )
 
 
-def closed(mean: dict[str, dict[str, float]], arm: str) -> float | None:
-    """Returns the share of the gap from finetune to joint that an arm closes."""
-    if not {"finetune", "joint"} <= set(mean):
-        return None
-    floor, ceiling = mean["finetune"]["recall"], mean["joint"]["recall"]
-    return (mean[arm]["recall"] - floor) / (ceiling - floor) if ceiling > floor else None
+def closed(results: Path, arm: str, floor: str, periods: list[int]) -> str:
+    """Returns the share of the gap in recall from `floor` to joint that an arm closes, with its standard error.
+
+    A ratio of two means over the same clicks; sessions are drawn as a whole (linearised, clustered by session).
+    """
+    influence, above, gap = [], 0.0, 0.0
+    for period in periods:
+        judged = [np.load(_ranks(results, name, period)) for name in (arm, floor, "joint")]
+        hit_N, low_N, high_N = ((ranks[1] < TOP_K) / ranks.shape[1] for ranks in judged)
+        influence.append((judged[0][0], hit_N - low_N, high_N - low_N))
+        above, gap = above + (hit_N - low_N).sum(), gap + (high_N - low_N).sum()
+    share = above / gap
+    parts = [np.bincount(session_N, more_N - share * most_N) for session_N, more_N, most_N in influence]
+    return f"{share:.0%} +- {np.sqrt(sum((part**2).sum() for part in parts)) / abs(gap):.0%}"
 
 
 def main() -> None:
@@ -362,7 +388,7 @@ def main() -> None:
         if arm not in ARMS:
             raise SystemExit(f"unknown arm {arm!r}; known: {', '.join(ARMS)}")
         run_arm(options, arm, log, done, results)
-    show([json.loads(line) for line in results.read_text().splitlines()])
+    show([json.loads(line) for line in results.read_text().splitlines()], results)
 
 
 def _arguments() -> argparse.Namespace:
@@ -373,13 +399,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--periods", type=int, default=16)
     parser.add_argument("--joint-every", type=int, default=1, help="train joint only in every so many periods")
     parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--joint-passes", type=int, default=8, help="passes of joint, and of every arm's first period")
+    parser.add_argument("--joint-passes", type=int, default=5, help="passes of joint, and of every arm's first period")
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--dropout", type=float, default=0.3)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--table-lr", type=float, default=3e-2, help="of item rows: a rare item is touched a few times only")
-    parser.add_argument("--tables", default="adamw", help="optimizer of item rows: adamw or rowwise_adagrad")
-    parser.add_argument("--warm-factor", type=float, default=0.3, help="factor on both rates of a warm start")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--table-lr", type=float, default=0.25, help="of item rows: a rare item is touched a few times only")
+    parser.add_argument("--tables", default="rowwise_adagrad", help="optimizer of item rows: adamw or rowwise_adagrad")
+    parser.add_argument("--warm-factor", type=float, default=1.0, help="factor on both rates of a warm start")
+    parser.add_argument(
+        "--moments", default="none", choices=("as_met", "none", "reset"),
+        help="carried optimizer state, and what new items start with (`warm_start.new_rows`); reset carries nothing",
+    )  # fmt: skip
     parser.add_argument("--ema", type=float, default=0.99, help="decay of the served average of the weights; 0 serves the trunk")
     parser.add_argument("--replay-share", type=float, default=0.5, help="share of replayed targets in the arms that replay")
     parser.add_argument("--kd", type=float, default=0.5, help="weight of the old model's scores on replayed targets")

@@ -188,6 +188,8 @@ class WarmStartConfig:
         coverage: Family of tensors (tables, trunk, heads, context) -> share of production's elements that must arrive, rows
             weighted by traffic; otherwise the warm start is refused.
         optimizer: ``carry`` (moments by name and row) or ``reset``.
+        new_rows: Moments of new ids' rows: ``as_met`` (those of rows met as often: they move no further than these) or ``none``
+            (only with ``optimizer.tables=rowwise_adagrad``: they learn at the rate of a first encounter).
         retire_after_days: Ids not seen for so long lose their row; 0 keeps all.
         approximate: Whether what cannot keep production's outputs is allowed (another architecture, narrower or fewer layers, the
             options above); the difference is measured and reported instead.
@@ -209,6 +211,7 @@ class WarmStartConfig:
     merge_alpha: float = 1.0
     coverage: dict[str, float] = field(default_factory=lambda: dict(COVERAGE))
     optimizer: str = "carry"
+    new_rows: str = "as_met"
     retire_after_days: int = 0
     approximate: bool = False
     replay_share: float = 0.0
@@ -227,6 +230,12 @@ class WarmStartConfig:
                 got=self.merge_alpha, remedy="add warm_start.approximate=true",
             )
         choice("warm_start.optimizer", self.optimizer, ("carry", "reset"))
+        choice("warm_start.new_rows", self.new_rows, ("as_met", "none"))
+        if self.new_rows == "none" and self.optimizer == "reset":
+            raise ConfigError(
+                "without moments all rows start alike", where="warm_start.new_rows", got="none with warm_start.optimizer=reset",
+                remedy="leave one of the two out",
+            )  # fmt: skip
         choice("warm_start.replay_tables", self.replay_tables, ("frozen", "decayed", "train"))
         if not 0 <= self.replay_share < 1:
             raise ConfigError("a share lies in [0, 1)", where="warm_start.replay_share", got=self.replay_share)

@@ -101,7 +101,7 @@ def begin(
     moments = {}
     if settings.optimizer == "carry":
         with production.reader(OPTIMIZER) as stored:
-            moments = carry_moments(transfer, source, target, stored)
+            moments = carry_moments(transfer, source, target, stored, new_rows=settings.new_rows)
     report = transfer_report(transfer, parity, source, target) | measured
     kept = {name: tensor.clone() for name, tensor in ranker.state_dict().items()} if settings.merge_alpha < 1 else {}
     return Start(ranker, moments, report, (transfer, source, target, kept) if kept else None)

@@ -87,7 +87,7 @@ def begin(config: WarmStartConfig, ranker: Ranker, sequences: Sequences, product
     moments = {}
     if config.optimizer == "carry":
         with production.reader(OPTIMIZER) as stored:
-            moments = carry_moments(transfer, source, target, stored)
+            moments = carry_moments(transfer, source, target, stored, new_rows=config.new_rows)
     parts = {"parity": as_plain(parity), "fates": as_plain(transfer.fates)}
     return Start(moments, {"exact": transfer.exact, "source": production.sha256, **parts})
 

@@ -31,7 +31,9 @@ from trainer.warm_start.side import Side
 STATES = {"exp_avg": 1, "exp_avg_sq": 2, "sum": 2, "last": 0, "step": 0}
 
 
-def carry_moments(transfer: TransferPlan, source: Side, target: Side, moments: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def carry_moments(
+    transfer: TransferPlan, source: Side, target: Side, moments: Mapping[str, Tensor], *, new_rows: str = "as_met"
+) -> dict[str, dict[str, Tensor]]:
     """Carries optimizer state by parameter name and row.
 
     First moments move as gradients and second moments as squared gradients: where a weight was multiplied by s, its gradient
@@ -45,6 +47,8 @@ def carry_moments(transfer: TransferPlan, source: Side, target: Side, moments: M
         target: The challenger's side.
         moments: ``<parameter>/<state>``: Adam's exp_avg, exp_avg_sq and step; row-wise Adagrad's sum; last, the step at which a
             row was last touched. Each is asked for once, so a mapping that reads from a file holds one at a time.
+        new_rows: ``as_met``: as above. ``none``: new rows of row-wise Adagrad's sum start at zero; Adagrad keeps no count of
+            steps, so such a row learns as fast as any row did when it was new, while old rows keep the rate they have earned.
 
     Returns:
         Parameter -> {state: value}; parameters that production did not have, and nothing resembles, start without state.
@@ -69,11 +73,11 @@ def carry_moments(transfer: TransferPlan, source: Side, target: Side, moments: M
         if fate.target is not None and origin in by_name:
             both = replace(pair(fate, source, target, transfer.rules), old=origin)
             fresh = fate.fate == "inserted as identity"
-            carried[fate.target] = {state: _state(both, state, moments[name], fresh) for state, name in by_name[origin].items()}
+            carried[fate.target] = {state: _state(both, state, moments[name], fresh, new_rows) for state, name in by_name[origin].items()}
     return carried
 
 
-def _state(both: Pair, state: str, tensor: Tensor, fresh: bool) -> Tensor:
+def _state(both: Pair, state: str, tensor: Tensor, fresh: bool, new_rows: str) -> Tensor:
     if tensor.ndim == 0:
         return tensor.clone()
     places = both.places()[: tensor.ndim]
@@ -89,7 +93,10 @@ def _state(both: Pair, state: str, tensor: Tensor, fresh: bool) -> Tensor:
     if fresh:
         return out.fill_(_level(state, tensor))
     read = partial(InMemory({both.old: tensor}).take, both.old)
-    return next(state_blocks(both, state, places, read, tensor.dtype, len(out)), out)
+    out = next(state_blocks(both, state, places, read, tensor.dtype, len(out)), out)
+    if new_rows == "none" and state == "sum" and both.axes[0].startswith("vocab:"):
+        out[torch.from_numpy(places[0].index < 0)] = 0.0
+    return out
 
 
 def _level(state: str, tensor: Tensor) -> float:

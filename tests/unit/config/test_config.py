@@ -100,3 +100,11 @@ def test_types_and_ranges_are_checked_by_name():
     for key, value in (("dim", "64"), ("dim", True), ("dim", 0), ("head_dim", 7), ("name", "gru"), ("nope", 1)):
         with pytest.raises(ConfigError, match=key):
             load(ModelConfig, {**good, key: value}, "model")
+
+
+def test_new_rows_without_moments_are_adagrads():
+    """Under Adam's large count of steps they would overshoot."""
+    load(RetrainConfig, composed("retrain", "warm_start.new_rows=none", "optimizer.tables=rowwise_adagrad"))
+    for override in ("optimizer.tables=adamw", "warm_start.optimizer=reset"):
+        with pytest.raises(ConfigError, match="new_rows"):
+            load(RetrainConfig, composed("retrain", "optimizer.tables=rowwise_adagrad", "warm_start.new_rows=none", override))

@@ -99,6 +99,14 @@ def test_new_rows_start_with_the_second_moment_of_rows_that_are_met_as_often():
     assert torch.equal(got["last"][:12], torch.arange(12.0)) and (got["last"][12:] == 0).all(), "never touched"
 
 
+def test_new_rows_of_adagrad_may_start_without_a_past_and_old_ones_keep_theirs():
+    old, new = small.encoder(items=range(100, 110)), small.encoder(items=[500, *range(100, 110), 501])
+    sides = warm.sides(old, warm.build(old), new, warm.fresh(new))
+    total = torch.rand(12) + 1
+    got = carry_moments(plan(*sides), *sides, {f"{TABLE}/sum": total, f"{TABLE}/last": torch.ones(12)}, new_rows="none")[TABLE]
+    assert torch.equal(got["sum"], torch.cat([total[:2], torch.zeros(1), total[2:], torch.zeros(1)]))
+
+
 def adam(gradient_TN, first, second, step, beta2):
     """Returns the size of each update in units of the learning rate, float64 [T, N] (Kingma & Ba 2015)."""
     beta1, updates = 0.9, []

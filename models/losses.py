@@ -88,9 +88,9 @@ def multi_action_loss(
         mean = (_row_loss(action.kind, output, label_N) * weight_N).sum() / total_weight.clamp(min=torch.finfo(output.dtype).tiny)
         means.append(mean)
         sums.append(total_weight)
-    mean_A = torch.stack(means)
-    action_weight_A = mean_A.new_tensor([1.0 if weights is None else weights[name] for name in names])
-    return ActionLosses((mean_A * action_weight_A).sum(), mean_A.detach(), torch.stack(sums).detach())
+    # Weights as plain numbers: a tensor made of them would be a copy from the host, for which an accelerator is waited for.
+    weighted = means if weights is None else [weights[name] * mean for name, mean in zip(names, means, strict=True)]
+    return ActionLosses(torch.stack(weighted).sum(), torch.stack(means).detach(), torch.stack(sums).detach())
 
 
 def teacher_loss(

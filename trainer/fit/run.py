@@ -26,7 +26,7 @@ from trainer.fit.cost import Spent, spent
 from trainer.fit.schedule import schedule_of
 from trainer.fit.share import TakeShare, share_of
 from trainer.fit.steps import StepLog, read_log
-from trainer.fit.task import RankingTask
+from trainer.fit.task import READ_EVERY, RankingTask
 from trainer.fit.trunk import TrunkSettings
 
 _RESUME = "resume.ckpt"
@@ -234,7 +234,7 @@ def _trainer(config: FitConfig, folder: Path, logger: Any, observers: Sequence[C
         enable_progress_bar=config.progress and os.isatty(2),
         callbacks=callbacks,
         logger=logger or False,
-        log_every_n_steps=10,
+        log_every_n_steps=READ_EVERY if on_gpu else 10,
         deterministic=config.deterministic,
         use_distributed_sampler=False,
         default_root_dir=folder,

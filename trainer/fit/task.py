@@ -27,7 +27,7 @@ from trainer.fit.rows import by_row, can_be_asked, clip, exchange, gather
 from trainer.fit.schedule import Schedule
 from trainer.fit.steps import Reported, append, read
 
-_READ_EVERY = 32  # steps of an accelerator between two readings of what they reported
+READ_EVERY = 32  # steps of an accelerator between two readings of what they reported
 
 
 class RankingTask(L.LightningModule):
@@ -105,10 +105,10 @@ class RankingTask(L.LightningModule):
         report = self._advance(self.trunk, self.optimizers_of[0], self.schedule, batch, step, new)
         if self.branch is not None and self.annealed is not None and step >= self._leaves():
             self._advance(self.branch.requires_grad_(True), self.optimizers_of[1], self.annealed, batch, step, new)
-        if can_be_asked(self.device) or len(self.reports) >= _READ_EVERY:
+        if can_be_asked(self.device) or len(self.reports) >= READ_EVERY:
             self.read_reports()
-        logger = self.trainer.logger is not None
-        self.log("loss", report.loss, prog_bar=True, on_step=True, logger=logger, batch_size=max(batch.targets, 1))
+        logger, bar = self.trainer.logger is not None, can_be_asked(self.device)  # a bar reads what it shows at every step
+        self.log("loss", report.loss, prog_bar=bar, on_step=True, logger=logger, batch_size=max(batch.targets, 1))
         return report.loss
 
     def losses(self, learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:

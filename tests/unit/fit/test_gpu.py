@@ -57,7 +57,7 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch, kind):
 
     monkeypatch.setattr(fit_run, "RankingTask", kind)
     monkeypatch.setattr(RankingTask, "training_step", watched)
-    monkeypatch.setattr("trainer.fit.task._READ_EVERY", 10**9)
+    monkeypatch.setattr("trainer.fit.task.READ_EVERY", 10**9)
     result = run(tmp_path, config=FitConfig(batch_targets=32, progress=False, device="gpu", precision="bf16"))
     assert [entry.step for entry in result.log] == list(range(result.steps)) and len(made) == result.steps
     assert np.isfinite([entry.loss for entry in result.log]).all()

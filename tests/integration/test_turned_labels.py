@@ -1,6 +1,7 @@
 """Labels that were turned over end a run before its first step, also where neither the log nor counts can tell."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,8 @@ def night(simulated, tmp_path_factory):
             f"rebuild.root={folder}/examples",
             f"run_dir={folder}/{run}",
         )
-        return configure(*places, "data.logged_scores=null", "scan.min_history_days=30", f"as_of={as_of}", *overrides)
+        made = configure(*places, "scan.min_history_days=30", f"as_of={as_of}", *overrides)
+        return replace(made, data=replace(made.data, logged_scores={}))
 
     assert retrain(config("first", "gate.first=promote", as_of="2026-03-05")).verdict == "PROMOTE"
     return folder, config

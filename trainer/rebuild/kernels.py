@@ -82,6 +82,7 @@ class CounterKernel:
         self._log = log
         self.keys_K, self._group_N = dense_groups(log.key_N)
         self._by_event = GroupedTimes(self._group_N, log.event_time_N)
+        self._alike = _alike(log.enter)
         self._by_enter: dict[str, GroupedTimes] = {}
         self._prefixes: dict[tuple[str, str, int], tuple[np.ndarray, np.ndarray]] = {}
 
@@ -97,21 +98,22 @@ class CounterKernel:
 
     def evaluate_sorted(self, primitives: list[Primitive], group_U: np.ndarray, time_U: np.ndarray) -> dict[Primitive, np.ndarray]:
         """Does what `evaluate` does where the instants are sorted by (group, time) already."""
-        entered = {action: self._enter_order(action).up_to(group_U, time_U) for action in {p.action for p in primitives}}
+        asked = {self._alike[primitive.action] for primitive in primitives}
+        entered = {action: self._enter_order(action).up_to(group_U, time_U) for action in asked}
         left = {w: self._by_event.up_to(group_U, time_U - w - 1) for w in {p.window_ms for p in primitives}}
         values = {}
         for primitive in primitives:
             if primitive.signal == "distinct":
                 values[primitive] = self._distinct(primitive, group_U, time_U)
             elif primitive.signal == "last":
-                values[primitive] = self._last(primitive, entered[primitive.action], group_U, time_U)
+                values[primitive] = self._last(primitive, entered[self._alike[primitive.action]], group_U, time_U)
             else:
-                values[primitive] = self._sum(primitive, entered[primitive.action], left[primitive.window_ms])
+                values[primitive] = self._sum(primitive, entered[self._alike[primitive.action]], left[primitive.window_ms])
         return values
 
     def changes(self, primitives: list[Primitive], first_ms: int, last_ms: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns every (group, time) in [first, last] at which a primitive may change, sorted by both and unique."""
-        times = [self._log.enter[action] for action in sorted({p.action for p in primitives} | {""})]
+        times = [self._log.enter[action] for action in sorted({self._alike[p.action] for p in primitives} | {""})]
         times += [self._log.event_time_N + window + 1 for window in sorted({p.window_ms for p in primitives})]
         span = last_ms - first_ms + 1
         packed = []
@@ -123,6 +125,7 @@ class CounterKernel:
         return packed_M // span, packed_M % span + first_ms
 
     def _enter_order(self, action: str) -> GroupedTimes:
+        action = self._alike[action]
         if action not in self._by_enter:
             self._by_enter[action] = GroupedTimes(self._group_N, self._log.enter[action])
         return self._by_enter[action]
@@ -206,6 +209,14 @@ def _coded(key_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the distinct keys in order of appearance and the number of each entry's key: a hash table, no sort of all rows."""
     encoded = pa.array(key_N).dictionary_encode()
     return np.asarray(encoded.dictionary), np.asarray(encoded.indices)
+
+
+def _alike(enter: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Returns action -> the first one whose outcomes may be read at the same instants: both are sorted and searched once."""
+    found: dict[str, str] = {}
+    for action, enter_N in enter.items():
+        found[action] = next((other for other in found.values() if np.array_equal(enter_N, enter[other])), action)
+    return found
 
 
 def _prefix(value_N: np.ndarray) -> np.ndarray:

@@ -32,7 +32,8 @@ class Memory:
     Attributes:
         history: Healthy days.
         counts: The counting model.
-        yesterday: The day before, healthy columns only; None if there was none.
+        yesterday: The day before as it was delivered, accused columns included: a job that hangs for days delivers copies of copies.
+            None if there was none.
     """
 
     history: History
@@ -95,7 +96,7 @@ def examine_day(
 
 
 def remember(memory: Memory, examined: Examined, accused: Iterable[str], actions: dict[str, str], healthy: bool) -> None:
-    """Adds a day to the memory, without its accused columns; of a refused day only the next one's yesterday is kept.
+    """Adds a day to the memory, without its accused columns; a refused day is only the next one's yesterday.
 
     Args:
         memory: Changed in place.
@@ -105,8 +106,7 @@ def remember(memory: Memory, examined: Examined, accused: Iterable[str], actions
         healthy: Whether the day was not refused.
     """
     day, bad = examined.remembered, set(accused)
-    trusted = {name: state for name, state in day.state.columns.items() if name not in bad}
-    memory.yesterday = (day.day, trusted)
+    memory.yesterday = (day.day, day.state.columns)
     if not healthy:
         return
     bad_actions = {action for action, column in actions.items() if column in bad}

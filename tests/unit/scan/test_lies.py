@@ -106,6 +106,20 @@ def test_yesterdays_values_by_user(judge):
     only(judge({LAST: stale}), "stale_copy", "price")
 
 
+def test_copies_of_copies_are_told_every_day_and_the_first_fresh_day_is_not(judge, root):
+    """A job that hangs for three days delivers the same values three times over."""
+    first = pq.read_table(root / f"dt={DAYS[-5]}" / "part-0.parquet", partitioning=None)
+    had = dict(zip(first["user"].to_pylist(), first["price"].to_pylist(), strict=True))
+
+    def stuck(table):
+        return with_column(table, "price", [had.get(user, 3.0 + user / 7) for user in table["user"].to_pylist()])
+
+    health = judge(dict.fromkeys(DAYS[-4:-1], stuck))
+    told = {day for day in DAYS if found(health, day)}
+    assert all(found(health, day) == {("stale_copy", "price")} for day in DAYS[-3:-1]), "what all the users had the day before"
+    assert told <= set(DAYS[-4:-1]) and not found(health, LAST)
+
+
 def test_a_feature_that_knows_the_label_stops_the_run(judge):
     def leak(table):
         return with_column(table, "price", table["click"].to_numpy() + 0.01 * RNG.random(ROWS) + 1)

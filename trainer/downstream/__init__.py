@@ -6,7 +6,7 @@ from trainer.downstream.baseline import baseline
 from trainer.downstream.booster import Booster, CatBoost, LightGBM, Model, make_booster
 from trainer.downstream.features import Encoder, Features
 from trainer.downstream.join import join_tables
-from trainer.downstream.replay import replay
+from trainer.downstream.replay import replay, used_columns
 
 __all__ = [
     "Booster",
@@ -22,4 +22,5 @@ __all__ = [
     "lift",
     "make_booster",
     "replay",
+    "used_columns",
 ]

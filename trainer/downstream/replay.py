@@ -78,6 +78,17 @@ def replay(model_path: Path, table: pa.Table, columns: Sequence[str], *, before:
     ]
 
 
+def used_columns(model_path: Path, table: pa.Table, columns: Sequence[str]) -> list[str]:
+    """Returns those of `columns` from which the frozen model takes a feature; a vector counts as a whole, whatever its width.
+
+    Raises:
+        CheckpointError: If the model file is absent or damaged.
+    """
+    wanted = set(_Frozen.read(model_path).feature_names)
+    check_columns(table, columns)
+    return [name for name in columns if wanted & set(_spread(table.schema.field(name)))]
+
+
 @dataclass(frozen=True)
 class _Frozen:
     """The live model, known by what its file says about itself; only a child process ever loads it."""
@@ -158,12 +169,17 @@ def _matrix(model: _Frozen, table: pa.Table, columns: Sequence[str]) -> np.ndarr
         if not any(is_kind(kind) for is_kind in _NUMBERS):
             raise DataError("a feature of the live model is not a number", where=name, got=kind, remedy="code it as the live pipeline does")
         parts.append(numbers(table[name], name))
-        names += wide_names(kind.list_size, f"{name}_") if pa.types.is_fixed_size_list(kind) else [name]
+        names += _spread(table.schema.field(name))
     wanted = model.feature_names
     for name in sorted(set(wanted) ^ set(names)):
         side = "the live model has a feature that the table lacks" if name in wanted else "the live model has no such feature"
         raise ConfigError(side, where=model.path, got=name, remedy=nearest(name, names if name in wanted else wanted))
     return np.ascontiguousarray(np.concatenate(parts, axis=1)[:, [names.index(name) for name in wanted]])
+
+
+def _spread(field: pa.Field) -> list[str]:
+    """Returns the names of a column's features: its own, or one a dimension."""
+    return wide_names(field.type.list_size, f"{field.name}_") if pa.types.is_fixed_size_list(field.type) else [field.name]
 
 
 def _absolute(estimate: Estimate) -> Estimate:

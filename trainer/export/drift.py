@@ -2,7 +2,7 @@
 
 Accidents (zero rows, another scale, vectors under other ids) block while the space is the same. That vectors moved within their
 space warns, because only the replayed downstream model can say whether it matters. Across spaces everything informs: consumers must
-be retrained with the release anyway.
+be retrained with the release anyway. An entity that is gone blocks always: nothing can be retrained on what is not there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def compare_exports(old: Path, new: Path) -> list[Check]:
     for entity in sorted(set(before.entities) - {PAIR}):
         where = f"entity={entity}"
         if entity not in after.entities:
-            checks.append(_check("embedding_coverage", where, "warn", False, f"The new export has no {entity} vectors."))
+            sentence = f"The new export has no {entity} vectors: consumers of the live ones would be left with nothing to join."
+            checks.append(_check("embedding_coverage", where, "block", False, sentence))
         elif before.dim != after.dim:
             sentence = f"{entity} vectors are {after.dim} wide, {before.dim} before: no consumer can read them unchanged."
             checks.append(_check("embedding_dim", where, "block" if same_space else "warn", False, sentence))

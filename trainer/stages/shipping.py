@@ -137,7 +137,7 @@ def _replayed(
     job: Job, examples: ExamplesManifest, days: DayPlan, evaluation: Evaluation, table: pa.Table, columns: list[str], action: str
 ) -> list[Check]:
     """Replays the frozen live model on the new features against production's, on the same rows."""
-    from trainer.downstream import replay
+    from trainer.downstream import replay, used_columns
     from trainer.downstream.assemble import with_exported
     from trainer.evaluate import RankerScorer
     from trainer.export import read_manifest
@@ -153,7 +153,8 @@ def _replayed(
     scores = {name: np.concatenate([part.score_N[name] for part in parts])[evaluation.order_N] for name in parts[0].score_N}
     dot_N = np.concatenate([part.dot_N for part in parts])[evaluation.order_N]
     before = with_exported(table, scores, dot_N, user_ND, item_ND)
-    return replay(Path(job.config.downstream.live), table, columns, before=before, action=action)
+    model = Path(job.config.downstream.live)
+    return replay(model, table, used_columns(model, table, columns), before=before, action=action)
 
 
 def absorb(

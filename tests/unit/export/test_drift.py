@@ -153,6 +153,5 @@ def test_another_width_and_a_missing_entity(source, write, tmp_path: Path):
     checks = {c.name: c for c in compare_exports(tmp_path / "old", tmp_path / "new") if c.slice == "entity=user"}
     assert (checks["embedding_dim"].outcome, checks["embedding_dim"].severity) == ("fail", "block")
     write(source(dim=8), tmp_path / "new", ExportConfig(entities=["item"]))
-    assert "embedding_coverage/all/entity=user" in {
-        c.path for c in compare_exports(tmp_path / "old", tmp_path / "new") if c.outcome == "fail"
-    }
+    gone = {c.path: c.severity for c in compare_exports(tmp_path / "old", tmp_path / "new") if c.outcome == "fail"}
+    assert gone == {"embedding_coverage/all/entity=user": "block"}

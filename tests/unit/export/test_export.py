@@ -299,16 +299,26 @@ def test_a_file_is_read_back_whole_with_and_without_direct_reads(tmp_path: Path,
     assert reread.reread(tmp_path / "f") == (size, hashlib.sha256(content).hexdigest())
 
 
-def test_killed_between_two_shards_readers_see_the_old_export(source, write, tmp_path: Path):
+@pytest.mark.parametrize("moment", ["between two shards", "between shards and manifest", "while a shard is read back"])
+def test_killed_readers_see_the_old_export(source, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str):
     write(source(), tmp_path / "e")
     before = snapshot(tmp_path / "e")
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
     child = os.fork()
     if child == 0:
         made = source(seed=1)
-        made.item_vectors = lambda: os._exit(9)
+        if moment == "between two shards":
+            made.item_vectors = die
+        elif moment == "between shards and manifest":
+            monkeypatch.setattr("trainer.export.write._write_manifest", die)
+        else:
+            monkeypatch.setattr("trainer.export.shards.reread", die)
         write(made, tmp_path / "e")
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert snapshot(tmp_path / "e") == before
     assert read_manifest(tmp_path / "e").entities["user"] == 100
     write(source(seed=1), tmp_path / "e")

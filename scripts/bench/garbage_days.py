@@ -15,10 +15,10 @@ them, or labels, ids or rows, and the pipeline vouches for the files. Arms, thro
              NaN are null, repeated event ids count once, ids and values are taken for what they say
     drop     the damaged days are known by an oracle and left out whole, also from windows and histories
     mask     rewarm: `scan` decides by its shipped policy what is null, dropped or refused (the limit of refused days is not applied)
-    without  the clean log, the two features null on every day: what they are worth
+    without  the clean log, the two features null on every day, the judged ones included: what they are worth
 
-Every arm is judged on the same rows with the same inputs, those of the clean log: the garbage is in what models are built from, not
-in what is served. *own* judges the same days as the arm's own pipeline rebuilt them, damaged histories and counters included.
+Every other arm is judged on the same rows with the same inputs, those of the clean log: the garbage is in what models are built from,
+not in what is served. *own* judges the same days as the arm's own pipeline rebuilt them, damaged histories and counters included.
 One JSON line a run is appended to DIR/results.jsonl; a stopped benchmark goes on where it was. NE and AUC are of the click.
 """
 
@@ -44,6 +44,7 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from trainer.config import RetrainConfig, load
 from trainer.days import DayPlan, plan_days
 from trainer.errors import DataError
@@ -87,7 +88,8 @@ KINDS: dict[str, list[FaultSettings]] = {
     "label_flip": [FaultSettings()],
     "label_noise": [FaultSettings(share=0.2)],
     "labels_all_zero": [FaultSettings()],
-    "resalted_ids": [FaultSettings()],
+    "resalted_ids": [FaultSettings()],  # of users
+    "resalted_ids of items": [FaultSettings(feature="item_id")],
     "missing_hours": [FaultSettings(hours=6)],
     "duplicate_file": [FaultSettings()],
 }
@@ -255,7 +257,7 @@ def damaged_log(lab: Lab, case: Case) -> LogSpec:
     shutil.copytree(lab.config.data.root, copy.root)
     for day in lab.damaged_days(case.damaged):
         for settings in KINDS[case.kind]:
-            damage(copy, case.kind, settings, day=day, seed=lab.seed)
+            damage(copy, case.kind.split()[0], settings, day=day, seed=lab.seed)
     return copy
 
 
@@ -284,13 +286,17 @@ def outcome(lab: Lab, case: Case, spec: LogSpec, scanned: HealthMap) -> dict[str
     return {
         **judge(trained.bundle, config, lab.examples, lab.judged),
         **{f"own_{name}": value for name, value in own.items()},
-        "unseen": [day for day in damaged if states[day] == "ok"],
+        "unseen": [day for day in damaged if _kinds(health, day) <= _kinds(lab.health, day)],
         "refused": sum(state == "refused" for state in states.values()),
         "masked": sum(state == "masked" for state in states.values()),
         "false": [day for day, state in states.items() if day not in damaged and state != "ok"],
         "rows": sum(record.rows for record in manifest.partitions if record.day in days.train),
         "train_s": round(time.process_time() - begun, 1),
     }
+
+
+def _kinds(health: HealthMap, day: str) -> set[str]:
+    return {fault.kind for fault in health.days[day].faults}
 
 
 def _changed(health: HealthMap, days: Sequence[str], **changes: object) -> HealthMap:
@@ -351,10 +357,11 @@ def show(lines: Sequence[dict]) -> None:
     """Prints the tables: NE of every arm against the clean one, percent, mean and range over seeds."""
     found = {(line["arm"], line["damaged"], line["kind"], line["seed"]): line for line in lines if "ne" in line}
     seeds = sorted({seed for *_, seed in found})
-    for arm in ("clean", "without"):
+    for arm, prefix in (("clean", ""), ("without", "own_")):
         values = [found[arm, 0, "", seed] for seed in seeds if (arm, 0, "", seed) in found]
         if values:
-            print(f"{arm}: NE {np.mean([v['ne'] for v in values]):.4f}, AUC {np.mean([v['auc'] for v in values]):.4f}, {len(values)} seeds")
+            ne, area = (np.mean([value[prefix + name] for value in values]) for name in ("ne", "auc"))
+            print(f"{arm}: NE {ne:.4f}, AUC {area:.4f}, {len(values)} seeds")
     for damaged in sorted({line["damaged"] for line in lines if line["kind"]}):
         print(f"\n{damaged} of {TRAIN_DAYS} days damaged; NE against the clean log in percent: mean (smallest to largest of the seeds)\n")
         print("| kind | seeds | as is | drop | mask | mask - better of the two | AUC as is | drop | mask | refused/masked/unseen/falsely |")

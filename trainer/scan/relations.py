@@ -69,11 +69,14 @@ def stale(watch: Watch, found: Mapping[str, tuple[float, int]], skip: Collection
 
 
 def overlaps(watch: Watch, columns: Mapping[str, ColumnState]) -> dict[str, tuple[float, int]]:
-    """Returns id column -> share of rows whose id was there on one of the last healthy days, and the rows looked at."""
+    """Returns id column -> share of rows whose id was there on one of the last healthy days, and the rows looked at.
+
+    A young log has fewer days to look back on, and a lower share; waiting for all of them would let the first damage become usual.
+    """
     found = {}
     for name in sorted(watch.ids & set(columns)):
         past = [state for _, state in watch.history.of_column(name)][-_RECENT:]
-        if len(past) == _RECENT and len(columns[name].id_K) >= _MANY:
+        if past and len(columns[name].id_K) >= _MANY:
             found[name] = overlap(columns[name], past)
     return found
 

@@ -63,7 +63,13 @@ def respond(
 
 
 def action_of(one: Suspicion, roles: Mapping[str, str], vital: set[str], config: ScanConfig) -> str:
-    """Returns what policy and the column's role ask for: a key or a trained label cannot be null, so its day is refused."""
+    """Returns what policy and the column's role ask for: a key or a trained label cannot be null, so its day is refused.
+
+    Users or items under new names are strangers, not lies: their rows teach the rest, and refusing the day costs more than keeping it
+    (`scripts/bench/garbage_days.py`).
+    """
+    if one.kind == "resalted_ids" and roles.get(one.feature or "") == KEY and one.kind not in config.actions:
+        return COUNT
     action = config.actions.get(one.kind, _DEFAULTS.get(one.kind, MASK))
     if one.feature is None or action in (COUNT, STOP, REFUSE):
         needed = roles.get(one.feature or "") == REQUIRED and one.kind == "null_spike"

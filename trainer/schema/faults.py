@@ -72,7 +72,7 @@ _CATALOGUE = (
     FaultKind(28, "shuffled_column", VALUES, "feature"),
     FaultKind(29, "future_leakage", VALUES, "stop"),
     FaultKind(30, "out_of_range_id", IDS, "rows"),
-    FaultKind(31, "resalted_ids", IDS, "day"),
+    FaultKind(31, "resalted_ids", IDS, "count"),
     FaultKind(32, "id_collapse", IDS, "day"),
     FaultKind(33, "duplicate_rows", ROWS, "count"),
     FaultKind(34, "duplicate_file", ROWS, "count", weekly=True),

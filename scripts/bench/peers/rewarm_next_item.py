@@ -29,6 +29,8 @@ from trainer.next_item.sequences import HELD_OUT, Sequences
 from trainer.next_item.train import train
 from trainer.next_item.units import TEST, questions
 
+PASSES = 8  # planned where the clock ends the run
+
 
 class Rounds(L.Callback):
     """Ends a step of the clock; a token and the event behind it are a pair, what a user's empty history predicts is none."""
@@ -73,7 +75,7 @@ def settings(job: dict[str, Any], folder: str) -> RetrainConfig:
     values = {
         "data.root": folder, "run_dir": folder, "model": job["model"], "model.dim": job["dim"], "model.layers": job["layers"],
         "model.heads": job["heads"], "model.head_dim": job["dim"] // job["heads"], "model.dropout": job["dropout"],
-        "model.max_history": job["length"], "fit.threads": job["threads"], "fit.device": "cpu", "fit.passes": job["epochs"] or 100,
+        "model.max_history": job["length"], "fit.threads": job["threads"], "fit.device": "cpu", "fit.passes": job["epochs"] or PASSES,
         "fit.batch_targets": job["batch_targets"], "fit.batch_tokens": 4 * job["batch_targets"], "fit.progress": "false",
         "next_item.path": "none", "seed": job["seed"],
     }  # fmt: skip

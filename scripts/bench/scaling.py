@@ -4,7 +4,8 @@
 
 An exponent of 1 is a cost in proportion, 0 is none, 2 grows as the square. Length is varied at a fixed number of tokens a step (shorter
 histories are more of them), so its exponent is that of attention's share alone. Seconds are CPU seconds of the training process where
-batches are loaded in it, and wall time for workers, whose work is not in it; medians over a round's steps, then over the rounds.
+batches are loaded in it, and wall time for workers, whose work is not in it; medians over a round's steps, then over the rounds, in
+which the values take turns.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ def main() -> None:
     print(f"{base.architecture}, base: {', '.join(f'{name} {getattr(base, name):,}' for name in GROWTHS)}")
     print("  exponent   ms a step (rounds)         of what")
     for name in options.growths.split(","):
-        values = GROWTHS[name]
-        rounds = {value: [_seconds(base, name, value) for _ in range(options.rounds)] for value in values}
+        rounds: dict[int, list[float]] = {value: [] for value in GROWTHS[name]}
+        for _ in range(options.rounds):
+            for value, seconds in rounds.items():
+                seconds.append(_seconds(base, name, value))
         _report(name, rounds)
 
 

@@ -28,7 +28,7 @@ STAGES = {
 ALLOWED = {
     "align": set(),
     "simulate": set(),
-    "scan": {"logs"},
+    "scan": {"logs", "machine"},
     "inject": {"logs"},
     "rebuild": {"logs", "machine"},
     "data": set(),

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Self
 
 from trainer.errors import RewarmError
+from trainer.machine import one_thread
 
 _GIB = 1 << 30
 _BACKOFF_S = 0.2
@@ -167,6 +168,7 @@ class ReaderPool:
 def _serve(pipe: Connection, memory: int) -> None:
     """Loop of the reader process."""
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    one_thread()
     pipe.send("ready")
     with suppress(EOFError, KeyboardInterrupt):
         while True:

@@ -86,7 +86,7 @@ def main() -> None:
     for name in arguments.architecture.split(","):
         with spawn.Pool(1) as pool:
             found = pool.apply(measure, (name, arguments))
-        print(json.dumps({"case": name, **{k: v for k, v in vars(arguments).items() if v}, **found}), flush=True)
+        print(json.dumps({**{k: v for k, v in vars(arguments).items() if v}, "architecture": name, **found}), flush=True)
         table.add_row(
             name, f"{found['share']:.1%}", f"{found['cpu_share']:.1%}", f"{found['waits']:.1%}", f"{found['positions']:,.0f}",
             f"{found['targets']:,.0f}", f"{found['step']:.1f} ({found['fastest']:.1f} to {found['slowest']:.1f})",
@@ -139,13 +139,15 @@ def measure(architecture: str, arguments: argparse.Namespace) -> dict[str, float
         else:
             spent = _next_item(architecture, config, steps, Path(folder), arguments)
     if profile is not None:
-        print(profile.key_averages().table(sort_by=f"self_{'cuda' if on_gpu else 'cpu'}_time_total", row_limit=40, max_name_column_width=50))
+        order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=50))
     memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return _figures(spent, steps, memory, config.threads or cores())
 
 
 def _figures(spent: Spent, steps: Steps, memory: float, threads: int) -> dict[str, float]:
-    timed, cpu = steps.wall[WARM_UP:], steps.cpu[WARM_UP:]
+    warm = WARM_UP if len(steps.wall) > WARM_UP else 0
+    timed, cpu, faults = steps.wall[warm:], steps.cpu[warm:], steps.faults[warm:]
     waits = spent.wait_seconds / spent.seconds
     seconds = statistics.median(timed) / (1 - waits)
     limit = spent.peak_flops or float("nan")
@@ -154,7 +156,7 @@ def _figures(spent: Spent, steps: Steps, memory: float, threads: int) -> dict[st
         "share": flops / seconds / limit, "cpu_share": flops / (statistics.median(cpu) / threads) / limit, "waits": waits,
         "positions": spent.positions / spent.steps / seconds, "targets": spent.targets / spent.steps / seconds,
         "step": 1e3 * statistics.median(timed), "fastest": 1e3 * min(timed), "slowest": 1e3 * max(timed),
-        "faults": statistics.median(steps.faults[WARM_UP:]), "memory": memory / 2**20, "limit": limit, "steps": spent.steps,
+        "faults": statistics.median(faults), "memory": memory / 2**20, "limit": limit, "steps": spent.steps,
     }  # fmt: skip
 
 

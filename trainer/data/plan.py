@@ -16,6 +16,7 @@ from trainer.data.shards import ShardKey
 
 # Units are shuffled, then sorted by length inside windows of so many batches: padding stays small, order stays random.
 WINDOW_BATCHES = 8
+WINDOW_STEPS = 16  # steps among which batches are exchanged, so that the ranks of each step have about the same to do
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,12 @@ def plan_batches(
                 block += [PlannedBatch(ours[index], units) for units in cut(tokens_U, targets_U, batch_targets, batch_tokens, rng)]
             # A step is one day's on every rank, so that its end is the same for all.
             mixed = [block[index] for index in _interleave(block, rng)]
-            new += _divisible(mixed, ranks) if in_order else mixed
-    replayed = _replayed(new, replay, lengths, replay_share, batch_targets, batch_tokens, np.random.default_rng([seed, passes]))
+            new += _shared(mixed, ranks, lengths, rng) if in_order else mixed
+    rng = np.random.default_rng([seed, passes])
+    replayed = _replayed(new, replay, lengths, replay_share, batch_targets, batch_tokens, rng)
     # Each kind fills whole steps: what replayed targets may not touch is then the same on every rank.
-    return BatchPlan(_spread(_divisible(new, ranks), _divisible(replayed, ranks), ranks), ranks)
+    new = new if in_order else _shared(new, ranks, lengths, rng)
+    return BatchPlan(_spread(new, _shared(replayed, ranks, lengths, rng), ranks), ranks)
 
 
 def cut(tokens_U: np.ndarray, targets_U: np.ndarray, batch_targets: int, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -195,6 +198,29 @@ def _spread(new: list[PlannedBatch], replayed: list[PlannedBatch], ranks: int) -
     position = np.concatenate([np.arange(steps) + 0.5, (np.arange(extra) + 0.5) * steps / extra])
     both = [*new, *replayed]
     return [both[index * ranks + rank] for index in np.argsort(position, kind="stable") for rank in range(ranks)]
+
+
+def _shared(
+    batches: list[PlannedBatch], ranks: int, lengths: Callable[[ShardKey], tuple[np.ndarray, np.ndarray]], rng: np.random.Generator
+) -> list[PlannedBatch]:
+    """Makes whole steps of batches that cost about the same: a step takes as long as its dearest rank.
+
+    Batches are sorted by their rows inside windows of `WINDOW_STEPS` steps, and the steps of a window are shuffled again, so a batch
+    moves by no more than a window. One rank's plan stays as it is.
+    """
+    batches = _divisible(batches, ranks)
+    if ranks == 1:
+        return batches
+    rows: dict[ShardKey, np.ndarray] = {}
+    for key in sorted({batch.key for batch in batches}):
+        tokens_U, targets_U = lengths(key)
+        rows[key] = tokens_U + targets_U + 1
+    cost_B = np.array([rows[batch.key][batch.units_B].sum() for batch in batches])
+    steps: list[PlannedBatch] = []
+    for start in range(0, len(batches), WINDOW_STEPS * ranks):
+        order = start + np.argsort(-cost_B[start : start + WINDOW_STEPS * ranks], kind="stable")  # dearest first
+        steps += [batches[index] for step in rng.permutation(len(order) // ranks) for index in order[step * ranks : (step + 1) * ranks]]
+    return steps
 
 
 def _divisible(batches: list[PlannedBatch], ranks: int) -> list[PlannedBatch]:

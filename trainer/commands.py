@@ -143,9 +143,9 @@ def compare_embeddings() -> None:
     """Judges any two tables of vectors; the outcome is in `compare.json`."""
 
     def task(config: CompareRunConfig) -> tuple[int, float | None]:
-        from trainer.align import run
+        from trainer.stages.comparing import compare_tables
 
-        run(config)
+        compare_tables(config)
         return EXIT_DONE, None
 
     _main("compare", CompareRunConfig, task)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,31 +19,40 @@ from trainer.align.tables import VectorTable, pair, read_table
 from trainer.config import CompareRunConfig
 from trainer.schema.files import write_text
 from trainer.schema.plain import as_plain
+from trainer.schema.verdict import Check
 
 COMPARE_VERSION = 1
 
 
-def run(config: CompareRunConfig) -> Comparison:
+Replay = Callable[[VectorTable, VectorTable, Comparison], list[Check]]  # old, new, what was found
+
+
+def run(config: CompareRunConfig, replay: Replay | None = None) -> Comparison:
     """Compares two tables and writes `compare.json`; if a shift or a rotation is all, also the repaired vectors.
 
     Args:
         config: The two tables and the folder of the answer.
+        replay: Judges the vectors by a live model; its checks join the answer.
 
     Returns:
-        The comparison. `aligned.parquet` (id, vector) and `alignment.json` lie beside `compare.json` exactly when the outcome is
-        ``shifted`` or ``rotated``.
+        The comparison. `aligned.parquet` (id, vector; or the file of ``repair``) and `alignment.json` are there exactly when the outcome
+        is ``shifted`` or ``rotated``.
 
     Raises:
         DataError: If a table cannot be read or the two have no entity in common.
     """
     old, new = (read_table(Path(path), config.entity, config.id_column) for path in (config.old, config.new))
     found = compare(pair(old, new))
+    if replay is not None:
+        found = replace(found, checks=[*found.checks, *replay(old, new, found)])
     out = Path(config.run_dir)
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("aligned.parquet", "alignment.json"):  # of an earlier comparison in the same folder
-        (out / name).unlink(missing_ok=True)
+    repaired = Path(config.repair) if config.repair is not None else out / "aligned.parquet"
+    for path in (repaired, out / "alignment.json"):  # of an earlier comparison
+        path.unlink(missing_ok=True)
     if found.alignment.method != IDENTITY:
-        pq.write_table(_aligned(new, found.alignment), out / "aligned.parquet", compression="none", write_page_checksum=True)
+        repaired.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(_aligned(new, found.alignment), repaired, compression="none", write_page_checksum=True)
         write_text(out / "alignment.json", json.dumps(alignment_values(found.alignment), allow_nan=False) + "\n")
     answer = {
         "version": COMPARE_VERSION, "outcome": found.outcome, "sentence": found.sentence, "alignment": found.alignment.method,

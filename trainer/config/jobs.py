@@ -107,6 +107,11 @@ class CompareRunConfig:
         new: The same with the vectors that are to replace them.
         entity: Subfolder, if both are exports: user or item.
         id_column: Column of the ids; null takes ``id``, else the first integer or string column.
+        repair: Where repaired vectors go, if a rigid map repairs them; null takes ``aligned.parquet`` in `run_dir`.
+        downstream: Live model behind the vectors (LightGBM ``.txt``, CatBoost ``.cbm`` or ``.json``), replayed on old, new and repaired
+            vectors. Its features that `rows` lacks are the vectors' coordinates.
+        rows: Parquet file of its rows: the id column, ``label`` (0 or 1), its other features, optional ``user`` (whose rows belong
+            together; default the id) and ``weight``.
     """
 
     old: str
@@ -114,6 +119,16 @@ class CompareRunConfig:
     run_dir: str
     entity: str | None = None
     id_column: str | None = None
+    repair: str | None = None
+    downstream: str | None = None
+    rows: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.downstream is None) != (self.rows is None):
+            missing, expected = "rows" if self.rows is None else "downstream", "downstream=MODEL rows=FILE, or neither"
+            raise ConfigError("a live model is replayed on rows", where=missing, got="null", expected=expected)
+        if self.repair is not None and self.repair in (self.old, self.new):
+            raise ConfigError("the repaired vectors would replace what they were made from", where="repair", got=self.repair)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +161,6 @@ class ReleaseRunConfig:
     dry_run: bool = True
 
     def __post_init__(self) -> None:
-        choice(
-            "action", self.action, ("promote", "rollback", "freeze", "unfreeze", "reference", "unreference", "gc", "history", "status")
-        )
+        choice("action", self.action, ("promote", "rollback", "freeze", "unfreeze", "reference", "unreference", "gc", "history", "status"))
         if self.keep is not None:
             positive("keep", self.keep)

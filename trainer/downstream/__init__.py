@@ -6,7 +6,7 @@ from trainer.downstream.baseline import baseline
 from trainer.downstream.booster import Booster, CatBoost, LightGBM, Model, make_booster
 from trainer.downstream.features import Encoder, Features
 from trainer.downstream.join import join_tables
-from trainer.downstream.replay import replay, used_columns
+from trainer.downstream.replay import features_of, replay, used_columns
 
 __all__ = [
     "Booster",
@@ -17,6 +17,7 @@ __all__ = [
     "Model",
     "assemble",
     "baseline",
+    "features_of",
     "join_tables",
     "later_scores",
     "lift",

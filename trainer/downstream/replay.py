@@ -78,13 +78,22 @@ def replay(model_path: Path, table: pa.Table, columns: Sequence[str], *, before:
     ]
 
 
+def features_of(model_path: Path) -> list[str]:
+    """Returns the names of the frozen model's features, in its order.
+
+    Raises:
+        CheckpointError: If the model file is absent or damaged.
+    """
+    return _Frozen.read(model_path).feature_names
+
+
 def used_columns(model_path: Path, table: pa.Table, columns: Sequence[str]) -> list[str]:
     """Returns those of `columns` from which the frozen model takes a feature; a vector counts as a whole, whatever its width.
 
     Raises:
         CheckpointError: If the model file is absent or damaged.
     """
-    wanted = set(_Frozen.read(model_path).feature_names)
+    wanted = set(features_of(model_path))
     check_columns(table, columns)
     return [name for name in columns if wanted & set(_spread(table.schema.field(name)))]
 

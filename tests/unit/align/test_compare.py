@@ -10,7 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from trainer.align import IDENTITY, ROTATION, SHIFT, Pairs, compare, nearest, pair, read_table, run
 from trainer.config import CompareRunConfig
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
+from trainer.stages.comparing import compare_tables
 
 ENTITIES, DIM = 4000, 16
 
@@ -213,6 +214,84 @@ def test_the_answer_on_disk(tmp_path):
     run(config)
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["outcome"] == "broken"
     assert not (tmp_path / "out" / "aligned.parquet").exists(), "a repair of an earlier comparison must not be left behind"
+
+
+@pytest.mark.parametrize("kind", ["lightgbm", "catboost"])
+def test_the_live_model_says_what_a_rotation_costs_and_that_the_repair_costs_nothing(tmp_path, kind: str):
+    old = vectors().astype(np.float32)
+    generator = np.random.default_rng(7)
+    age = generator.normal(size=ENTITIES)
+    label = generator.random(ENTITIES) < 1 / (1 + np.exp(-(old - old.mean(0)) @ generator.normal(size=DIM) / 4 - age))
+    ids = pa.array([f"i{n}" for n in range(ENTITIES)])
+    model = dict(boosters())[kind].fit(pa_frame(old, age), label)
+    path = tmp_path / {"lightgbm": "live.txt", "catboost": "live.cbm"}[kind]
+    (model.booster_ if kind == "lightgbm" else model).save_model(str(path))
+    write(tmp_path / "old.parquet", ids, old)
+    write(tmp_path / "new.parquet", ids.take(pa.array(np.arange(ENTITIES)[::-1])), (old @ orthogonal())[::-1])
+    pq.write_table(pa.table({"id": ids, "age": age, "label": label}), tmp_path / "rows.parquet")
+    places = {name: str(tmp_path / f"{name}.parquet") for name in ("old", "new", "rows")}
+    places |= {"run_dir": str(tmp_path / "out"), "downstream": str(path), "repair": str(tmp_path / "x" / "repaired.parquet")}
+    config = CompareRunConfig(**places)
+    checks = {(c.name, c.slice): c for c in compare_tables(config).checks}
+    assert checks["replay_auc", "vectors=new"].outcome == "fail"
+    assert checks["replay_auc", "vectors=new"].estimate > 0.01
+    assert checks["replay_auc", "vectors=repaired"].outcome == "pass"
+    assert abs(checks["replay_auc", "vectors=repaired"].estimate) < 5e-5
+    repaired = read_table(tmp_path / "x" / "repaired.parquet")
+    np.testing.assert_allclose(repaired.vectors_MD[::-1], old, atol=1e-4)
+    assert not (tmp_path / "out" / "aligned.parquet").exists()
+    wrong = [({"age": None}, "other features"), ({"label": None}, "lack a column"), ({"id": np.arange(ENTITIES)}, "another type")]
+    for changed, words in wrong:
+        columns = {"id": ids, "age": age, "label": label} | changed
+        pq.write_table(pa.table({name: values for name, values in columns.items() if values is not None}), tmp_path / "rows.parquet")
+        with pytest.raises((ConfigError, DataError), match=words):
+            compare_tables(config)
+
+
+def pa_frame(x: np.ndarray, age: np.ndarray):
+    """Coordinates and an own feature under their names, as both libraries take them."""
+    pandas = pytest.importorskip("pandas")
+    return pandas.DataFrame({"age": age, **{f"e{d:03d}": x[:, d] for d in range(DIM)}})
+
+
+def test_settings_without_effect_are_refused():
+    places = {"old": "a", "new": "b", "run_dir": "c"}
+    for settings in ({"rows": "r"}, {"downstream": "m"}, {"repair": "b"}):
+        with pytest.raises(ConfigError):
+            CompareRunConfig(**places, **settings)
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float64()])
+def test_vectors_of_other_precisions(tmp_path, kind: pa.DataType):
+    ids, x = pa.array(np.arange(ENTITIES)), vectors()
+    write(tmp_path / "old.parquet", ids, x)
+    values = pa.array(x.reshape(-1).astype(kind.to_pandas_dtype()))
+    pq.write_table(pa.table({"id": ids, "vector": pa.FixedSizeListArray.from_arrays(values, DIM)}), tmp_path / "new.parquet")
+    run(CompareRunConfig(old=str(tmp_path / "old.parquet"), new=str(tmp_path / "new.parquet"), run_dir=str(tmp_path / "out")))
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["outcome"] == "same"
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(0, 4), (1, 4), (2, 1), (300, 1)])
+def test_tiny_tables_get_an_answer_or_one_clear_error(tmp_path, rows: int, dim: int):
+    ids, x = pa.array(np.arange(rows)), np.random.default_rng(0).normal(size=(rows, dim))
+    for name in ("old", "new"):
+        write(tmp_path / f"{name}.parquet", ids, x)
+    config = CompareRunConfig(old=str(tmp_path / "old.parquet"), new=str(tmp_path / "new.parquet"), run_dir=str(tmp_path / "out"))
+    if not rows:
+        with pytest.raises(DataError):
+            run(config)
+        return
+    run(config)
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["outcome"] == ("same" if rows > 60 else "broken")
+
+
+def test_ids_that_only_some_have(tmp_path):
+    x = vectors()
+    write(tmp_path / "old.parquet", pa.array(np.arange(ENTITIES)), x)
+    for gone, outcome in ((4, "same"), (ENTITIES // 2, "broken")):
+        write(tmp_path / "new.parquet", pa.array(np.arange(gone, ENTITIES + 50)), np.concatenate([x[gone:], x[:50] + 1]))
+        run(CompareRunConfig(old=str(tmp_path / "old.parquet"), new=str(tmp_path / "new.parquet"), run_dir=str(tmp_path / "out")))
+        assert json.loads((tmp_path / "out" / "compare.json").read_text())["outcome"] == outcome, gone
 
 
 def test_tables_that_cannot_be_compared(tmp_path):

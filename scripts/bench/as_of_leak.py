@@ -1,26 +1,27 @@
 """What the embeddings of past days are worth to the final model, and what it costs when they leak.
 
     python scripts/bench/as_of_leak.py --out DIR                                          # simulated log, 29 days, the last 7 judged
-    python scripts/bench/as_of_leak.py --out DIR --log kuairand --data DIR --skip 1 --block 1 --judged 8
+    python scripts/bench/as_of_leak.py --out DIR --log kuairand --data DIR --skip 1 --judged 8 --block 2
 
 The ranker passes once over the log and keeps its weights at the end of every day, so every day but the first has features that are
 as of that day: weights and histories from before each of its rows. The final model (LightGBM) is trained on the days before a block
 of judged days and judged on the block; blocks are pooled. All arms are judged on the same rows with the same features: as of each
 day, as production would have had them. They differ in what the final model was trained on:
 
-without   the log's own features only
+without   the features only
 as of     and the features that its training days had then
 leaked    and features of its training days by weights that had seen these very days, which is what an export of the whole history
           with today's model gives
 
-Each arm with features also comes with the scores alone (dot product and score an action, no vectors). Intervals are paired,
-95 per cent, clustered by user; below 0 is better for NE. A stopped run goes on with the same command.
+Each arm with features also comes with the scores alone (dot product and score an action, no vectors). All of it twice: on the team's
+``own`` features, which are the columns of the log and its side tables, and on ``all``, with the counters as well that the rebuild made
+for the ranker. Intervals are paired, 95 per cent, clustered by user; below 0 is better for NE. A stopped run goes on with the same
+command.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,32 +118,49 @@ def trained(options: argparse.Namespace) -> Ranker:
     return Ranker(job, examples, bundle, weights)
 
 
-def judged_scores(ranker: Ranker, options: argparse.Namespace, action: str) -> tuple[pa.Table, dict[str, np.ndarray]]:
-    """Scores every judged row by every arm.
+@dataclass(frozen=True)
+class Block:
+    """Judged days that share final models: the rows that these are trained on, honest and leaked, and the rows that judge."""
 
-    Returns:
-        The judged rows, and arm -> float64 [N].
-    """
+    earlier: pa.Table
+    leaked: pa.Table
+    judged: pa.Table
+
+
+def blocks(ranker: Ranker, options: argparse.Namespace, action: str) -> list[Block]:
+    """Returns the judged days of a run, block by block."""
     days = ranker.days[options.skip - 1 :]
     honest = ripe(ranker.history(options.out / AS_OF, days), action)
-    features = [name for name in honest.column_names if name.startswith(FEATURE)]
-    scalars = [name for name in honest.column_names if name == PAIR_DOT or name.startswith(PAIR_SCORE)]
-    columns = {"": [*features, *scalars, "user_vector", "item_vector"], ", scores only": [*features, *scalars]}
-    config, seed = ranker.job.config.downstream, options.seed
-    parts: list[pa.Table] = []
-    scores: dict[str, list[np.ndarray]] = {}
+    found = []
     for start in range(len(days) - options.judged, len(days), options.block):
         before, block = days[:start], days[start : start + options.block]
-        judged = honest.filter(pc.is_in(honest["day"], pa.array(block)))
-        earlier = honest.filter(pc.is_in(honest["day"], pa.array(before)))
-        leaked = ranker.history(options.out / f"seen-{before[-1]}", before, before[-1])
-        parts.append(judged)
-        scores.setdefault(WITHOUT, []).append(later_scores(earlier, judged, action, features, config, seed))
-        for name, history in ((AS_OF_ARM, earlier), (LEAKED, leaked)):
-            for suffix, used in columns.items():
-                scores.setdefault(name + suffix, []).append(later_scores(history, judged, action, used, config, seed))
-        print(f"  {action}: {block[0]} to {block[-1]}, {judged.num_rows:,} rows after {earlier.num_rows:,}", flush=True)
-    return pa.concat_tables(parts), {name: np.concatenate(found) for name, found in scores.items()}
+        judged, earlier = (honest.filter(pc.is_in(honest["day"], pa.array(some))) for some in (block, before))
+        found.append(Block(earlier, ranker.history(options.out / f"seen-{before[-1]}", before, before[-1]), judged))
+    return found
+
+
+def scored(found: list[Block], features: list[str], ranker: Ranker, action: str, seed: int) -> dict[str, np.ndarray]:
+    """Returns arm -> scores of all judged rows, float64 [N]."""
+    names = found[0].judged.column_names
+    scalars = [name for name in names if name == PAIR_DOT or name.startswith(PAIR_SCORE)]
+    columns = {"": [*features, *scalars, "user_vector", "item_vector"], ", scores only": [*features, *scalars]}
+    arms: dict[str, list[np.ndarray]] = {}
+    for block in found:
+        trained_on = {WITHOUT: (block.earlier, features)}
+        for suffix, used in columns.items():
+            trained_on |= {AS_OF_ARM + suffix: (block.earlier, used), LEAKED + suffix: (block.leaked, used)}
+        for name, (rows, used) in trained_on.items():
+            score_N = later_scores(rows, block.judged, action, used, ranker.job.config.downstream, seed)
+            arms.setdefault(name, []).append(score_N)
+    return {name: np.concatenate(parts) for name, parts in arms.items()}
+
+
+def feature_sets(ranker: Ranker, table: pa.Table) -> dict[str, list[str]]:
+    """Returns the features of the final model: the team's own ones, and all."""
+    spec = ranker.job.config.data
+    declared = {*spec.features, *(name for side in spec.side_tables.values() for name in side.columns)}
+    everything = [name for name in table.column_names if name.startswith(FEATURE)]
+    return {"own": [name for name in everything if name.removeprefix(FEATURE) in declared], "all": everything}
 
 
 def measured(label_N: np.ndarray, scores: dict[str, np.ndarray], rows: Rows) -> dict[str, dict[str, Estimate]]:
@@ -175,14 +193,20 @@ def _difference(ours: Estimate, theirs: Estimate, rows: Rows) -> str:
 def main() -> None:
     options = _arguments()
     ranker = trained(options)
-    spaces = sorted((record.day, record.outcome, record.method) for record in read_records(options.out / AS_OF))
     for action in options.actions or [next(iter(ranker.job.config.data.gated_actions))]:
-        table, scores = judged_scores(ranker, options, action)
-        rows = arrange(hash_ids(table["user"]))
-        label_N = table[f"label_{action}"].cast(pa.float64()).to_numpy()
-        print(f"{action}: {len(label_N):,} judged rows, {int(rows.clusters_G[0]):,} users, {int(label_N.sum()):,} positives; {hardware('cpu')}")
-        print("\n".join(told(measured(label_N, scores, rows), rows)), flush=True)
-    print(json.dumps(spaces))
+        found = blocks(ranker, options, action)
+        judged = pa.concat_tables([block.judged for block in found])
+        rows = arrange(hash_ids(judged["user"]))
+        label_N = judged[f"label_{action}"].cast(pa.float64()).to_numpy()
+        size = f"{len(label_N):,} judged rows, {int(rows.clusters_G[0]):,} users, {int(label_N.sum()):,} positives"
+        learned = " to ".join(f"{count:,}" for count in sorted({found[0].earlier.num_rows, found[-1].earlier.num_rows}))
+        print(f"{action}: {size}, after {learned} rows; {hardware('cpu')}", flush=True)
+        for name, features in feature_sets(ranker, judged).items():
+            print(f"\non {name} features ({len(features)})")
+            arms = scored(found, features, ranker, action, options.seed)
+            print("\n".join(told(measured(label_N, arms, rows), rows)), flush=True)
+    spaces = [f"{record.day} {record.outcome} ({record.method})" for record in read_records(options.out / AS_OF)]
+    print("\nspace of each day's ranker against the last one's:", ", ".join(spaces))
 
 
 def _arguments() -> argparse.Namespace:
@@ -192,7 +216,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="root of a real log")
     parser.add_argument("--days", type=int, default=29, help="length of the simulated log")
     parser.add_argument("--users", type=int, default=4000, help="users of the simulated log")
-    parser.add_argument("--skip", type=int, default=7, help="first days that are not used: the ranker is still cold")
+    parser.add_argument("--skip", type=int, default=14, help="first days that are not used: the ranker is still cold")
     parser.add_argument("--judged", type=int, default=7, help="last days that are judged")
     parser.add_argument("--block", type=int, default=7, help="judged days that share a final model")
     parser.add_argument("--actions", nargs="*", help="binary actions; the first gated one")

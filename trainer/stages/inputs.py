@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,7 @@ def labels(job: Job, examples: ExamplesManifest, days: DayPlan) -> None:
             found += rank_day(job.config.data, scorer, day, parts, job.known_until_ms)
         return found
 
-    def tell(found: list[DayRanking]) -> tuple[int, str]:
+    def tell(found: Sequence[DayRanking]) -> tuple[int, str]:
         lowest = min(found, key=lambda one: one.auc, default=None)
         worst = f"production ranks {lowest.action} of {lowest.day} worst, AUC {lowest.auc:.3f}" if lowest else "nothing to rank"
         return sum(one.rows for one in found), worst

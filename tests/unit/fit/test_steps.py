@@ -1,12 +1,14 @@
 """A step asks the device for nothing; what it reports is read later, and is the same."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests import small
 from tests.unit.fit.test_fit import ANNEALED, prepared, run
 from trainer.config import FitConfig, ScheduleConfig
 from trainer.errors import TrainingError
@@ -72,6 +74,7 @@ def test_the_guard_notices_what_asks():
 def test_no_step_asks_the_device(tmp_path, monkeypatch, as_on_an_accelerator, schedule):
     monkeypatch.setattr(fit_task, "READ_EVERY", 10**9)
     monkeypatch.setattr(fit_run, "RankingTask", TablesOnly)
+    monkeypatch.setattr(small, "encoder", partial(small.encoder, items=range(100, 4_100)))  # so many that lookups are sparse
     original, made = RankingTask.training_step, []
 
     def watched(self, batch, index):

@@ -182,7 +182,7 @@ def _read_batch(file: Path) -> Probe:
             missing = [name for name in [*required, "output_NO"] if name not in arrays]
             if missing:
                 raise CheckpointError("a probe lacks an array", where=file, got=missing[0], expected="the fields of a batch and output_NO")
-            batch = Batch(**{name: torch.from_numpy(arrays[name]) for name in required})
+            batch = Batch(**{name: torch.from_numpy(arrays[name]) for name in required}, lengths=None)
             expected = torch.from_numpy(arrays["output_NO"]).float()
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError("cannot read a probe", where=file, got=str(error)) from error

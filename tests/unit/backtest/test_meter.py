@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 import models
-from tests.unit.models.test_flops import LENGTHS, POSITIONS, batch_of, shape_of
 from models.flops import forward_flops, training_flops
+from tests.unit.models.test_flops import LENGTHS, POSITIONS, batch_of, shape_of
 from trainer.backtest.meter import Meter, milestones, read_points
 from trainer.errors import DataError
 

@@ -44,7 +44,15 @@ class Bundle:
 
     @property
     def shape(self) -> RankerShape:
-        return from_plain(RankerShape, self.manifest.shape)
+        """The ranker's shape.
+
+        Raises:
+            CheckpointError: If the manifest declares what no ranker has.
+        """
+        try:
+            return from_plain(RankerShape, self.manifest.shape)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError("the manifest's shape is no ranker's", where=self.path / MANIFEST, got=str(error)) from error
 
     def tensors(self, name: str = TRUNK) -> dict[str, Tensor]:
         """Reads the tensors of one file (`TRUNK`, `SERVING` or `OPTIMIZER`).

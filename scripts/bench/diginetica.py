@@ -234,7 +234,7 @@ def learn(
     task = SessionTask(
         ranker, np.concatenate([shard.target_item_N for shard in units]) - RESERVED_ROWS, known_V, kd, options.negatives,
         optimizer=OptimizerConfig(lr=options.lr, tables=options.tables, embedding_lr=options.table_lr, weight_decay=0.0),
-        schedule=schedule_of(ScheduleConfig(warm_factor=options.warm_factor), steps.steps, known_V.any()), ema_decay=options.ema,
+        schedule=schedule_of(ScheduleConfig(warm_factor=options.warm_factor), steps.steps, bool(known_V.any())), ema_decay=options.ema,
         seed=options.seed, max_skipped_steps=0, initial_moments=moments,
     )  # fmt: skip
     trainer = L.Trainer(

@@ -148,10 +148,10 @@ def test_a_reference_that_died_out_is_topped_up_with_aligned_vectors(source, wri
 
 
 def test_another_width_and_a_missing_entity(source, write, tmp_path: Path):
-    write(source(dim=8), tmp_path / "old")
-    write(source(dim=9), tmp_path / "new", live=tmp_path / "old")
+    write(source(items=80), tmp_path / "old")  # enough items to compare, so that nothing but the missing entity fails
+    write(source(items=80, dim=9), tmp_path / "new", live=tmp_path / "old")
     checks = {c.name: c for c in compare_exports(tmp_path / "old", tmp_path / "new") if c.slice == "entity=user"}
     assert (checks["embedding_dim"].outcome, checks["embedding_dim"].severity) == ("fail", "block")
-    write(source(dim=8), tmp_path / "new", ExportConfig(entities=["item"]))
+    write(source(items=80), tmp_path / "new", ExportConfig(entities=["item"]))
     gone = {c.path: c.severity for c in compare_exports(tmp_path / "old", tmp_path / "new") if c.outcome == "fail"}
     assert gone == {"embedding_coverage/all/entity=user": "block"}

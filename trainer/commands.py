@@ -187,7 +187,7 @@ def score() -> None:
     def task(config: ScoreConfig) -> tuple[int, float | None]:
         from trainer.stages.scoring import score as run
 
-        print(f"{config.out}: {len(run(config)):,} rows scored")
+        print(f"{config.out}: {run(config):,} rows scored")
         return EXIT_DONE, None
 
     _main("score", ScoreConfig, task)

@@ -36,8 +36,11 @@ def asked(released, simulated, rows: pa.Table, *overrides):
     values += ["++rebuild.user_buckets=2", "++rebuild.workers=1", "++scan.workers=1", f"++registry.root={released / 'registry'}"]
     with initialize_config_module("trainer.conf", version_base="1.3"):
         config = load(ScoreConfig, OmegaConf.to_container(compose("score", [*values, *overrides]), resolve=True))
-    written = score(config)
-    assert pq.read_table(out).equals(written)
+    count = score(config)
+    written = pq.read_table(out)
+    assert len(written) == count
+    assert written.select(rows.column_names).equals(rows), "rows come out in their order, with all their columns"
+    assert not list(released.glob(".scores*")), "nothing is left beside the output"
     return written
 
 
@@ -81,6 +84,31 @@ def test_a_row_scores_alike_in_any_company_and_other_columns_come_through(releas
     assert part["note"].equals(some["note"])
     worst = max(abs(whole[key] - value) for key, value in keyed(part, "score_click").items())
     assert worst < 1e-6, worst
+
+
+def test_however_the_rows_are_cut_they_score_alike(released, simulated, judged, monkeypatch):
+    whole = asked(released, simulated, judged)
+    monkeypatch.setattr("trainer.stages.scoring._BATCH_ROWS", 97)
+    monkeypatch.setattr("trainer.rebuild.spill.GROUP_ROWS", 50)
+    cut = asked(released, simulated, judged)
+    for name in set(whole.column_names) - set(judged.column_names):
+        np.testing.assert_allclose(cut[name].to_numpy(), whole[name].to_numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_cannot_be_written_leave_the_old_scores(released, simulated, judged, monkeypatch):
+    rows, out = judged.slice(0, 5), released / "scores.parquet"
+    asked(released, simulated, rows)
+    before = out.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for place in ("trainer.stages.scoring.os.posix_fallocate", "trainer.stages.scoring.sync", "trainer.rebuild.spill.pa.OSFile"):
+        with monkeypatch.context() as patch, pytest.raises(DataError, match="No space left"):
+            patch.setattr(place, full)
+            asked(released, simulated, rows)
+        assert out.read_bytes() == before
+        assert not list(released.glob(".scores*"))
 
 
 def test_unknown_users_and_items_and_days_after_the_log_are_scored(released, simulated, judged):

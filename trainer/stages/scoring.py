@@ -150,7 +150,8 @@ class _Rows:
         try:
             with pq.ParquetFile(self._path, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                    yield pa.Table.from_batches([batch])
+                    if len(batch):
+                        yield pa.Table.from_batches([batch])
         except (OSError, pa.ArrowInvalid) as error:
             raise self._unreadable(error) from error
 

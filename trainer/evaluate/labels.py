@@ -19,7 +19,7 @@ from trainer.evaluate.run import Scorer
 from trainer.metrics import arrange, auc, spread
 from trainer.schema.logs import LogSpec
 
-MOST_ROWS = 5_000  # of a day: a rank correlation turned round shows in a few hundred
+MOST_ROWS = 5_000  # of a day: labels turned over show in a few hundred
 _RANKS, _ERRORS = 0.55, 3.0
 _FEWEST = 20  # positives, and negatives
 
@@ -64,9 +64,12 @@ def rank_day(
     maturities = {name: spec.actions[name].maturity_ms for name in actions}
     users, labels, scores, rows = [], [], [], 0
     for read in partitions:
+        if rows >= MOST_ROWS:
+            break
         examples, tail = read()
-        if rows >= MOST_ROWS or not len(examples):
+        if not len(examples):
             continue
+        examples = examples.slice(0, MOST_ROWS - rows)  # sorted by user: each but the last keeps the whole day
         rows += len(examples)
         users.append(examples["user"])
         labels.append(ripe_labels(examples, maturities, known_until_ms))

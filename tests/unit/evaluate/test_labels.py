@@ -1,5 +1,6 @@
 """Production ranks the labels of new days: turned-over ones are told at any base rate, a world that moved is not."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,5 +74,11 @@ def test_few_unripe_and_ungated_labels_are_not_judged():
 
 def test_a_day_is_looked_at_only_as_far_as_it_takes():
     production = Production()
-    [found] = rank_day(SPEC, production, "d", [lambda seed=seed: (part(seed, 0.5), None) for seed in range(6)], UNTIL)
-    assert production.rows == found.rows == 6000 and MOST_ROWS == 5000
+    read = []
+
+    def reader(seed):
+        read.append(seed)
+        return part(seed, 0.5), None
+
+    [found] = rank_day(SPEC, production, "d", [partial(reader, seed) for seed in range(6)], UNTIL)
+    assert production.rows == found.rows == MOST_ROWS == 5000 and read == [0, 1], "3,000 rows of the first, 2,000 of the second"

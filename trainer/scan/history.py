@@ -1,7 +1,7 @@
 """What is usual: states of earlier healthy days, and how far from them a day may lie before it is called strange.
 
 A value is compared with those of the last days and, once three days of the same weekday are known, with those as well; it is strange
-only if it is strange to both. The scale is estimated from few days, so a prior stands in for the days that are missing: Student's t
+only if it is strange to both. The scale is that of all the days; they are few, so a prior stands in for those that are missing: Student's t
 with the prior as pseudo-observations. How improbable a value must be follows from the false alarms that are allowed.
 """
 
@@ -88,9 +88,10 @@ class History:
             return False
         alpha = self._allowed / _RUN_DAYS / max(tests, 1)
         weekday = parse_day(day).weekday()
+        every = [number for _, number in past]
         same = [number for other, number in past if parse_day(other).weekday() == weekday]
-        groups = [[number for _, number in past], *([same] if len(same) >= _SAME_WEEKDAY else [])]
-        return all(_far(value, group, prior, noise, alpha) for group in groups)
+        groups = [every, *([same] if len(same) >= _SAME_WEEKDAY else [])]
+        return all(_far(value, group, every, prior, noise, alpha) for group in groups)
 
 
 def share_scale(share: float) -> float:
@@ -103,13 +104,12 @@ def share_noise(rows: float) -> float:
     return 0.5 / float(np.sqrt(max(rows / _CLUSTER, 1.0)))
 
 
-def _far(value: float, past: Sequence[float], prior: float, noise: float, alpha: float) -> bool:
+def _far(value: float, group: Sequence[float], past: Sequence[float], prior: float, noise: float, alpha: float) -> bool:
+    """Tells whether a value is far from a group's centre, on the scale of all past days: three Mondays know no scale of their own."""
     from scipy.special import stdtrit  # half a second to import, and the readers, which are many, never need it
 
-    count = len(past)
-    centre = float(np.median(past))
-    degrees = _PRIOR_DAYS + count - 1
+    usual, degrees = float(np.median(past)), _PRIOR_DAYS + len(past) - 1
     # What varied in the past varied by chance too: sampling error is part of the scale, not added to it.
-    variance = (_PRIOR_DAYS * max(prior, noise) ** 2 + sum((number - centre) ** 2 for number in past)) / degrees
-    scale = max(np.sqrt(variance * (1 + 1 / count)), noise)
-    return bool(abs(value - centre) > scale * -stdtrit(degrees, alpha / 2))
+    variance = (_PRIOR_DAYS * max(prior, noise) ** 2 + sum((number - usual) ** 2 for number in past)) / degrees
+    scale = max(np.sqrt(variance * (1 + 1 / len(group))), noise)
+    return bool(abs(value - float(np.median(group))) > scale * -stdtrit(degrees, alpha / 2))

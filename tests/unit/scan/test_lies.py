@@ -17,7 +17,9 @@ from trainer.errors import ConfigError, DataError
 from trainer.logs.deliver import delivered
 from trainer.rebuild.plan import content_hash
 from trainer.scan import check_budget
+from trainer.scan.history import History, share_noise, share_scale
 from trainer.schema.logs import ActionSpec, ColumnSpec
+from trainer.schema.time import add_days, days_between, parse_day
 
 RNG = np.random.default_rng(0)
 HARMLESS = {"duplicate_rows", "late_rows"}
@@ -309,7 +311,6 @@ def test_too_little_history_accuses_nobody(judge):
 def test_weekends_may_differ(root, inline):
     """A feature that doubles every Saturday and Sunday: strange against the last days, usual for the weekday."""
     from tests.unit.scan.conftest import scan_run
-    from trainer.schema.time import add_days, days_between, parse_day
 
     days = days_between("2024-05-06", add_days("2024-05-06", 5 * 7 - 1))
     for day in days:
@@ -320,8 +321,6 @@ def test_weekends_may_differ(root, inline):
     )
     accused = [day for day in days if any(fault.kind == "unit_change" for fault in health.days[day].faults)]
     assert all(parse_day(day).weekday() >= 5 for day in accused)
-    from trainer.scan.history import History
-
     past = [(day, 40.0 if parse_day(day).weekday() >= 5 else 1.0) for day in days[:-1]]
     history = History(100, 3, 0.05)
     assert not history.strange(days[-1], 40.0, past, prior=0.1, noise=0.01, tests=100)
@@ -423,3 +422,11 @@ def test_unverified_files(judge, root):
     warned = judge(config=ScanConfig(unverified="warn"))
     assert found(warned) == {("unverified_bytes", None)} and warned.days[LAST].status == "ok"
     assert judge(config=ScanConfig(unverified="refuse")).days[LAST].status == "refused"
+
+
+def test_three_quiet_days_of_a_weekday_excuse_nothing():
+    """What is strange against all days is strange on a Monday too, although three Mondays alone could not tell."""
+    days = days_between("2026-03-01", "2026-03-23")
+    past = [(day, share_scale(0.0)) for day in days[:-1]]
+    strange = History(28, 3, 0.05).strange(days[-1], share_scale(0.15), past, prior=0.02, noise=share_noise(2500), tests=300)
+    assert strange and sum(parse_day(day).weekday() == 0 for day, _ in past) == 3

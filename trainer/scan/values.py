@@ -59,6 +59,7 @@ class Watch:
         roles: Monitored source column -> role.
         types: Source column -> logical type.
         ids: Columns that hold ids or categories.
+        user: Column of the user.
         tests: Tests that share the day's budget of false alarms.
         bot_share: Share of the rows above which one user is a bot.
     """
@@ -68,6 +69,7 @@ class Watch:
     roles: Mapping[str, str]
     types: Mapping[str, str]
     ids: set[str]
+    user: str
     tests: int
     bot_share: float
 
@@ -152,7 +154,7 @@ def other_unit(watch: Watch, name: str, state: ColumnState) -> Suspicion | None:
 
 
 def collapsed(watch: Watch, name: str, state: ColumnState) -> Suspicion | None:
-    """One id for half of the rows; or one user who does more than a person can."""
+    """One id for half of the rows; or one user who does more than a person can. An item may do so: that is a hit."""
     if not state.valid or not state.top:
         return None
     value, count = max(state.top.items(), key=lambda entry: entry[1])
@@ -160,7 +162,7 @@ def collapsed(watch: Watch, name: str, state: ColumnState) -> Suspicion | None:
     usual = max((max(one.top.values(), default=0) / max(one.valid, 1) for _, one in watch.history.of_column(name)), default=0.0)
     if share >= _COLLAPSED and share > 2 * usual:
         return Suspicion("id_collapse", f"{share:.1%} of rows have {name} {value}, usual at most {usual:.1%}", count, name)
-    if watch.roles[name] == KEY and name in watch.ids and share >= watch.bot_share and share > 5 * usual:
+    if name == watch.user and share >= watch.bot_share and share > 5 * usual:
         return Suspicion("bot_user", f"{share:.1%} of rows have {name} {value}, usual at most {usual:.1%}", count, name, values=[value])
     return None
 

@@ -253,6 +253,11 @@ def test_a_bot_is_left_out_and_not_held_against_the_day(judge, root):
     assert 77 not in read(root, health)["user"].to_pylist()
 
 
+def test_an_item_that_everybody_meets_is_no_bot(judge):
+    health = judge({LAST: column("item", lambda x: np.where(np.arange(ROWS) % 20 == 0, x[0], x))})
+    assert not found(health), "a hit: one row in twenty"
+
+
 def test_lost_hours_and_disorder(judge, root):
     def gap(table):
         hour = (table["ts"].to_numpy() // 3_600_000) % 24

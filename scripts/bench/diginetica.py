@@ -225,7 +225,7 @@ def learn(
     ranker, moments, known_V = start
     keys, store = [ShardKey(f"{kind}-{period:02d}", 0) for kind in ("new", "old")], ShardStore(folder)
     units = [replace(shard, row_N=np.full(len(shard.row_N), mark)) for mark, shard in ((NEW, new), (OLD, old)) if shard is not None]
-    for key, shard in zip(keys, units, strict=False):
+    for key, shard in zip(keys[: len(units)], units, strict=True):
         store.write(key, shard)
     steps = plan_batches(
         keys[:1], store.lengths, batch_targets=options.batch, batch_tokens=8 * options.batch, passes=passes, seed=options.seed,
@@ -244,8 +244,8 @@ def learn(
     begun = time.process_time()
     trainer.fit(task, datamodule=BatchModule(store, steps))
     seconds = time.process_time() - begun
-    taken = [[planned.units_B for planned in steps.batches if planned.new == (kind == NEW)] for kind in (NEW, OLD)]
-    used = [take(shard, np.concatenate(parts)) for shard, parts in zip(units, taken, strict=False) if parts]
+    taken = [[planned.units_B for planned in steps.batches if planned.new == (kind == NEW)] for kind in (NEW, OLD)[: len(units)]]
+    used = [take(shard, np.concatenate(parts)) for shard, parts in zip(units, taken, strict=True) if parts]
     costs = [forward_flops(ranker, batch) + 2 * batch.targets * options.negatives * options.dim for batch in used]
     flops = 3 * sum(costs) + (costs[-1] if kd > 0 else 0)  # the old model's forward pass where it teaches
     return Learned(ranker.eval(), task.served.eval(), task.optimizers_of[0].named_state(), seconds, sum(b.targets for b in used), flops)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from trainer.config.inputs import RebuildConfig, ScanConfig
 from trainer.config.judging import EvaluationConfig, ValueConfig
@@ -98,6 +99,11 @@ class ScanRunConfig:
     scan: ScanConfig
 
 
+def _within(path: str, given: str) -> bool:
+    """Tells whether a path is a file or folder that was given, or lies in it, however the two are written."""
+    return Path(path).resolve().is_relative_to(Path(given).resolve())
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareRunConfig:
     """`scripts/compare_embeddings.py`: judges any two tables of vectors (`conf/compare.yaml`).
@@ -127,7 +133,7 @@ class CompareRunConfig:
         if (self.downstream is None) != (self.rows is None):
             missing, expected = "rows" if self.rows is None else "downstream", "downstream=MODEL rows=FILE, or neither"
             raise ConfigError("a live model is replayed on rows", where=missing, got="null", expected=expected)
-        if self.repair is not None and self.repair in (self.old, self.new):
+        if self.repair is not None and any(_within(self.repair, given) for given in (self.old, self.new)):
             raise ConfigError("the repaired vectors would replace what they were made from", where="repair", got=self.repair)
 
 

@@ -54,7 +54,7 @@ class Digest:
         part_M = part_of(pair_M2[:, 0])
         pair_M2 = pair_M2[np.argsort(part_M, kind="stable")]
         ends = np.cumsum(np.bincount(part_M, minlength=PARTS)).tolist()
-        for file, start, end in zip(self._files, [0, *ends], ends, strict=False):
+        for file, start, end in zip(self._files, [0, *ends[:-1]], ends, strict=True):
             file.write(pair_M2[start:end].tobytes())
 
     def repeated_hashes(self) -> np.ndarray:

@@ -26,7 +26,7 @@ BF16_PEAKS = {
     "L4": 121e12, "RTX 4090": 165e12, "MI300X": 1307e12, "MI250X": 383e12,
 }  # fmt: skip
 GROWTH = 10  # times the rows
-FIXED = ("question", "plan", "release", "report")  # stages that read no rows
+FIXED = ("release",)  # stages that read no rows
 
 
 @dataclass(frozen=True)

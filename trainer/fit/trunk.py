@@ -44,4 +44,4 @@ def set_up(ranker: Ranker, config: FitConfig) -> None:
         if config.compile:
             block.compile(dynamic=True)
         else:
-            block._compiled_call_impl = None
+            block._compiled_call_impl = None  # undoes `compile`, for which torch has no public opposite

@@ -111,7 +111,7 @@ def labels(job: Job, examples: ExamplesManifest, days: DayPlan) -> None:
     def tell(found: Sequence[DayRanking]) -> tuple[int, str]:
         lowest = min(found, key=lambda one: one.auc, default=None)
         worst = f"production ranks {lowest.action} of {lowest.day} worst, AUC {lowest.auc:.3f}" if lowest else "nothing to rank"
-        return sum(one.rows for one in found), worst
+        return sum({one.day: one.rows for one in found}.values()), worst
 
     odd = turned_over(job.run.stage("labels", None, produce, None, tell))
     said = [

@@ -216,6 +216,14 @@ def test_the_answer_on_disk(tmp_path):
     assert not (tmp_path / "out" / "aligned.parquet").exists(), "a repair of an earlier comparison must not be left behind"
 
 
+@pytest.mark.parametrize("repair", ["old.parquet", "x/../old.parquet", "exports/user/new.parquet"])
+def test_a_repair_never_takes_the_place_of_what_it_was_made_from(tmp_path, repair: str):
+    with pytest.raises(ConfigError, match="would replace what they were made from"):
+        CompareRunConfig(
+            old=str(tmp_path / "old.parquet"), new=str(tmp_path / "exports"), run_dir=str(tmp_path / "out"), repair=str(tmp_path / repair)
+        )
+
+
 @pytest.mark.parametrize("kind", ["lightgbm", "catboost"])
 def test_the_live_model_says_what_a_rotation_costs_and_that_the_repair_costs_nothing(tmp_path, kind: str):
     old = vectors().astype(np.float32)

@@ -4,44 +4,24 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import models
-from models.ranker import RankerShape
-from tests.conftest import ROOT
+from tests.conftest import ROOT, next_item_bundle
 from trainer.checkpoint import build_ranker, read_bundle, write_bundle
 from trainer.checkpoint.bundle import read_tensors
 from trainer.errors import CheckpointError
 from trainer.release import Registry
-from trainer.schema.bundle import MANIFEST, SERVING, TRUNK, BundleManifest
+from trainer.schema.bundle import MANIFEST, SERVING, TRUNK
 from trainer.schema.hashing import sha256_file
-from trainer.schema.inputs import next_item_inputs
-from trainer.schema.plain import as_plain
-from trainer.schema.vocabulary import Vocabulary
 
 
 @pytest.fixture
 def bundle(tmp_path):
-    shape = RankerShape(
-        architecture="sasrec", actions=(), history_actions=(), vocabularies={"item": 7}, item_vocabulary="item", dim=8, heads=1, head_dim=8,
-        layers=1, ffn_dim=8, context_dim=8,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    ranker = models.build(shape)
-    days = pa.array(["2026-01-01"] * 5)
-    manifest = BundleManifest(
-        code_version="0", shape=as_plain(shape), inputs=next_item_inputs(5), features={}, labels={}, value={}, config={},
-        axes={name: list(axes) for name, axes in ranker.axes().items()}, trained={},
-    )  # fmt: skip
-    return write_bundle(
-        tmp_path / "bundle", manifest, trunk=ranker.state_dict(), serving=ranker.state_dict(), optimizer={},
-        vocabularies={"item": Vocabulary("item", pa.array(range(5)), np.ones(5), days, days)}, items=pa.table({"item": range(5)}),
-    )  # fmt: skip
+    return next_item_bundle(tmp_path / "bundle")
 
 
 def edit(bundle, name, change, rehash=True):

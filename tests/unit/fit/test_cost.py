@@ -63,11 +63,11 @@ def test_what_was_spent(architecture):
 
 def test_the_report_by_hand():
     loop = Spent(flops=5_000, positions=80, targets=20, step_seconds=9.0, wait_seconds=1.0, first_seconds=3.0, steps=7, peak_flops=2_000.0)
-    report = cost_report(loop, stages(scan=20.0, question=4.0, train=30.0, report=6.0), CostConfig(price_per_hour=3.6))
+    report = cost_report(loop, stages(scan=20.0, train=30.0, release=10.0), CostConfig(price_per_hour=3.6))
     assert (report["seconds"], report["flops_per_second"], report["mfu"], report["positions_per_second"]) == (60.0, 500, 0.25, 8)
     assert (report["data_wait"], report["money"]) == (0.1, 0.06)
-    fixed = 4.0 + 6.0 + (3.0 - 1.0)  # a usual step takes one second
-    assert fixed_seconds(loop, stages(scan=20.0, question=4.0, train=30.0, report=6.0)) == fixed
+    fixed = 10.0 + (3.0 - 1.0)  # a usual step takes one second
+    assert fixed_seconds(loop, stages(scan=20.0, train=30.0, release=10.0)) == fixed
     assert report["growth"] == {
         "rows": 10, "fixed_seconds": fixed, "seconds": fixed + 10 * (60 - fixed), "flops": 50_000,
         "money": pytest.approx((fixed + 10 * (60 - fixed)) / 1000, abs=1e-4),

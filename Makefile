@@ -28,6 +28,7 @@ test: setup
 
 check: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 proof: setup

@@ -183,9 +183,7 @@ def causal_attention(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, layout: Causal
     return torch.cat(outputs).index_select(0, layout.inverse_R)
 
 
-def dense_causal_attention(
-    q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, packing: Packing, padding: int | None = None
-) -> Tensor:
+def dense_causal_attention(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, packing: Packing, padding: int | None = None) -> Tensor:
     """The twin of `causal_attention`: one R x R mask over the whole batch. For tests and for tracing to other runtimes."""
     same = packing.sequence_R[:, None] == packing.sequence_R[None, :]
     earlier = packing.position_R[:, None] >= packing.position_R[None, :]
@@ -314,9 +312,7 @@ def add_self(out_QHE: Tensor, q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_
     return torch.cat([out_QHE[:rows], out_QHE[rows:] + weight_NH[..., None] * v_QHE[rows:]])
 
 
-def dense_pointwise_attention(
-    q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_PH: Tensor, packing: Packing, seen: Seen
-) -> Tensor:
+def dense_pointwise_attention(q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_PH: Tensor, packing: Packing, seen: Seen) -> Tensor:
     """The twin of `pointwise_attention`: one Q x Q mask over the whole batch. For tests and for tracing to other runtimes."""
     rows, device = len(packing.sequence_R), q_QHE.device
     index_Q = torch.arange(len(q_QHE), device=device)

@@ -61,7 +61,9 @@ class TokenEmbedding(nn.Module):
         self.item_features = FeatureTables(shape.item_features, shape.vocabularies, dim, "dim")
         self.token_features = FeatureTables(shape.token_features, shape.vocabularies, dim, "dim")
         self.dimensions: dict[str, tuple[str, ...]] = {
-            "action_value": ("history_action", "dim"), "action_known": ("history_action", "dim"), "gap": ("fixed", "dim"),
+            "action_value": ("history_action", "dim"),
+            "action_known": ("history_action", "dim"),
+            "gap": ("fixed", "dim"),
         }
         self.action_value = nn.Parameter(torch.empty(actions, dim).normal_(std=TABLE_STD))
         self.action_known = nn.Parameter(torch.empty(actions, dim).normal_(std=TABLE_STD))

@@ -87,8 +87,12 @@ class ContextNetwork(nn.Module):
         self.layers = nn.ModuleList(ContextLayer(shape) for _ in range(shape.context_layers))
         self.norm = RMSNorm(context, norm_eps_at(shape, context), "context")
         self.dimensions = {
-            "numeric": ("numeric", "context"), "wide": ("numeric", "output"), "missing": ("numeric",), "gap": ("fixed", "context"),
-            "output": ("output", "context"), "bias": ("output",),
+            "numeric": ("numeric", "context"),
+            "wide": ("numeric", "output"),
+            "missing": ("numeric",),
+            "gap": ("fixed", "context"),
+            "output": ("output", "context"),
+            "bias": ("output",),
         }
         if shape.stand_ins:
             self.dimensions["stand_in"] = ("numeric", "numeric")

@@ -93,9 +93,7 @@ def multi_action_loss(
     return ActionLosses(torch.stack(weighted).sum(), torch.stack(means).detach(), torch.stack(sums).detach())
 
 
-def teacher_loss(
-    read_NA: Tensor, batch: Batch, actions: tuple[ActionShape, ...], weights: Mapping[str, float] | None = None
-) -> Tensor:
+def teacher_loss(read_NA: Tensor, batch: Batch, actions: tuple[ActionShape, ...], weights: Mapping[str, float] | None = None) -> Tensor:
     """Distance of a `models.heads.TeacherHead` from the teacher's scores, over the rows that the teacher scored.
 
     Soft binary cross-entropy on a probability (Hinton et al. 2015, arXiv 1503.02531, at temperature 1); half the squared

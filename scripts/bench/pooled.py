@@ -1,6 +1,6 @@
 """Pools the judged days of several runs: challenger against each baseline, paired, with user-clustered intervals.
 
-    python scripts/bench/pooled.py RUN_DIR [RUN_DIR ...] [actions=is_click,long_view]
+Run as ``python scripts/bench/pooled.py RUN_DIR [RUN_DIR ...] [actions=is_click,long_view]``.
 """
 
 from __future__ import annotations

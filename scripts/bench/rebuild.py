@@ -64,9 +64,7 @@ class Timed(LocalEngine):
 
 def widened(features: FeatureSpec, factor: int) -> FeatureSpec:
     """Returns the same features over windows `factor` times as long."""
-    counters = {
-        name: dataclasses.replace(counter, window=f"{counter.window_ms * factor}ms") for name, counter in features.counters.items()
-    }
+    counters = {name: dataclasses.replace(counter, window=f"{counter.window_ms * factor}ms") for name, counter in features.counters.items()}
     return dataclasses.replace(features, counters=counters)
 
 

@@ -221,13 +221,22 @@ class WarmStartConfig:
     def __post_init__(self) -> None:
         choice("warm_start.source", self.source, ("production", "none"))
         Rules(
-            new_ids=self.new_ids, noise=self.new_id_noise, rename=self.rename, insert=self.insert, insert_at=self.insert_at,
-            approximate=self.approximate, shrink=self.shrink, perturb=self.perturb, coverage=self.coverage,
+            new_ids=self.new_ids,
+            noise=self.new_id_noise,
+            rename=self.rename,
+            insert=self.insert,
+            insert_at=self.insert_at,
+            approximate=self.approximate,
+            shrink=self.shrink,
+            perturb=self.perturb,
+            coverage=self.coverage,
         )
         if not 0 <= self.merge_alpha <= 1 or (self.merge_alpha < 1 and not self.approximate):
             raise ConfigError(
-                "a share of the trained weights lies in [0, 1], and one below 1 must be asked for twice", where="warm_start.merge_alpha",
-                got=self.merge_alpha, remedy="add warm_start.approximate=true",
+                "a share of the trained weights lies in [0, 1], and one below 1 must be asked for twice",
+                where="warm_start.merge_alpha",
+                got=self.merge_alpha,
+                remedy="add warm_start.approximate=true",
             )
         choice("warm_start.optimizer", self.optimizer, ("carry", "reset"))
         choice("warm_start.new_rows", self.new_rows, ("as_met", "none"))

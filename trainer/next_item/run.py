@@ -116,9 +116,7 @@ def _judgeable(sequences: Sequences) -> Sequences:
     return sequences
 
 
-def _train(
-    config: RetrainConfig, spec: NextItemConfig, sequences: Sequences, folder: Path, key: Any, production: Bundle | None
-) -> Fitted:
+def _train(config: RetrainConfig, spec: NextItemConfig, sequences: Sequences, folder: Path, key: Any, production: Bundle | None) -> Fitted:
     """Trains; what another configuration left in the folder is no start for this one."""
     digest, mark = sha256_json(as_plain(key)), folder / "key"
     if not mark.is_file() or mark.read_text() != digest:

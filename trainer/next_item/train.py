@@ -150,9 +150,7 @@ class EachPass(Callback):
         folder: Folder of the best weights.
     """
 
-    def __init__(
-        self, ends: list[int], validate: Callable[[Ranker], dict[str, float]], metric: str, every: int, folder: Path
-    ) -> None:
+    def __init__(self, ends: list[int], validate: Callable[[Ranker], dict[str, float]], metric: str, every: int, folder: Path) -> None:
         self.ends = ends
         self.validate = validate
         self.metric = metric

@@ -164,7 +164,10 @@ def _call_same_code(version: str, task: Task) -> Any:
     """Refuses to work on a node with other code: its files would differ and bear the same key."""
     if code_version() != version:
         raise ConfigError(
-            "a Ray node has another version of the code", where=os.uname().nodename, got=code_version()[:12], expected=version[:12],
+            "a Ray node has another version of the code",
+            where=os.uname().nodename,
+            got=code_version()[:12],
+            expected=version[:12],
             remedy="install the same version on every node",
         )
     return _call(task)

@@ -1,7 +1,7 @@
 """Ingestion: one pass over a day's healthy chunks that leaves normalised events by user bucket; and reading them back.
 
-    events/day=D/bucket=B.parquet     all events of the day, repeated deliveries included
-    repeats/day=D.parquet             positions of the repeated deliveries
+events/day=D/bucket=B.parquet     all events of the day, repeated deliveries included
+repeats/day=D.parquet             positions of the repeated deliveries
 """
 
 from __future__ import annotations

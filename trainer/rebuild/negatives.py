@@ -137,9 +137,7 @@ def with_negatives(events: pa.Table, pool: Candidates, spec: LogSpec, tables: li
     return pa.concat_tables([events, negatives]).combine_chunks()
 
 
-def _ranges(
-    pool: Candidates, time_N: np.ndarray, spec: LogSpec, negatives: NegativesSpec
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _ranges(pool: Candidates, time_N: np.ndarray, spec: LogSpec, negatives: NegativesSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lists the entries that requests draw from; a request draws from ``listed[low:high]``, and rejects what has left.
 
     For popularity these are the events that entered within the window. A presence may have begun long ago, so the uniform

@@ -175,9 +175,7 @@ def _examples(context: Context, source: SourceDays, wanted: Sequence[str], pool:
     return found
 
 
-def _tails(
-    context: Context, source: SourceDays, wanted: Sequence[str], pool: Pool
-) -> tuple[dict[tuple[str, int], Record], list[Record]]:
+def _tails(context: Context, source: SourceDays, wanted: Sequence[str], pool: Pool) -> tuple[dict[tuple[str, int], Record], list[Record]]:
     """Writes the tails of the wanted days and the final ones; walks on from the latest full tail that is on disk."""
     chain = plan.tail_keys(context, source)
     keys = {day: context.key("tail", chain[day], source.keys[day]) for day in wanted}
@@ -224,9 +222,7 @@ def _vocabularies(context: Context, days: Sequence[str], pool: Pool) -> None:
         build(name, days, [count[name] for count in counts]).write(vocabulary_path(context.folder, name))
 
 
-def _matches(
-    context: Context, wanted: Sequence[str], examples: dict[tuple[str, int], Record]
-) -> dict[str, dict[str, FeatureMatch]]:
+def _matches(context: Context, wanted: Sequence[str], examples: dict[tuple[str, int], Record]) -> dict[str, dict[str, FeatureMatch]]:
     days = {day: parity.total([examples[day, bucket].facts["matches"] for bucket in range(context.user_buckets)]) for day in wanted}
     return {name: {day: found[name] for day, found in days.items()} for name in context.spec.logged_features}
 

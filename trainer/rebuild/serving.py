@@ -30,7 +30,9 @@ def served(time_N: np.ndarray, spec: LogSpec) -> np.ndarray:
     period = parse_duration(spec.serving.period, "data.serving.period")
     if period % DAY_MS and DAY_MS % period:
         raise ConfigError(
-            "a snapshot period divides a day or is whole days", where="data.serving.period", got=spec.serving.period,
+            "a snapshot period divides a day or is whole days",
+            where="data.serving.period",
+            got=spec.serving.period,
             expected="for example 6h, 1d",
         )
     reach = max(period, DAY_MS)

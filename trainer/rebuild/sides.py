@@ -110,7 +110,9 @@ def _load(root: str, zone: str, name: str, boxed: _Hashable) -> SideTable:
         return SideTable(spec.entity, keys, columns, key_M, GroupedTimes(key_M, np.where(valid.valid_N, valid.value_N, never)))
     if len(keys) != len(table):
         raise DataError(
-            "a static side table has several rows for one id", where=f"{where} ({spec.path})", got=f"{len(table)} rows, {len(keys)} ids",
+            "a static side table has several rows for one id",
+            where=f"{where} ({spec.path})",
+            got=f"{len(table)} rows, {len(keys)} ids",
             remedy="give valid_from if the rows are a history",
         )
     return SideTable(spec.entity, keys, columns, np.argsort(key_M), None)

@@ -85,7 +85,9 @@ def _write(path: Path, table: pa.Table, durable: bool, **options: Any) -> str:
         temporary.replace(path)
     except OSError as error:
         raise DataError(
-            "cannot write a file of the rebuild", where=path, got=str(error),
+            "cannot write a file of the rebuild",
+            where=path,
+            got=str(error),
             remedy="free space or repair the disk, then start the same command: finished tasks are kept",
         ) from error
     finally:

@@ -1,13 +1,13 @@
 """A bundle is a model as files: data only, no pickled objects, no class chosen by a file.
 
-    bundle/manifest.json            `BundleManifest`; holds a hash of every other file
-    (tensors larger than a shard lie in <name>-00000.safetensors, ... with <name>.safetensors.index.json)
-    bundle/trunk.safetensors        weights at the constant learning rate: parent of the next warm start
-    bundle/serving.safetensors      weights that are served (averaged)
-    bundle/optimizer.safetensors    `<parameter>/exp_avg`, `<parameter>/exp_avg_sq`, `<parameter>/step`, by parameter name
-    bundle/vocab/<name>.parquet     `trainer.schema.vocabulary`
-    bundle/items.parquet            every item of the vocabulary with its features: what item vectors are made of
-    bundle/transfer.json            how it was warm-started, if it was
+bundle/manifest.json            `BundleManifest`; holds a hash of every other file
+(tensors larger than a shard lie in <name>-00000.safetensors, ... with <name>.safetensors.index.json)
+bundle/trunk.safetensors        weights at the constant learning rate: parent of the next warm start
+bundle/serving.safetensors      weights that are served (averaged)
+bundle/optimizer.safetensors    `<parameter>/exp_avg`, `<parameter>/exp_avg_sq`, `<parameter>/step`, by parameter name
+bundle/vocab/<name>.parquet     `trainer.schema.vocabulary`
+bundle/items.parquet            every item of the vocabulary with its features: what item vectors are made of
+bundle/transfer.json            how it was warm-started, if it was
 """
 
 from __future__ import annotations

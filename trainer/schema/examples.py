@@ -187,9 +187,7 @@ def read_manifest(root: Path) -> ExamplesManifest:
     return manifest
 
 
-def read_partition(
-    root: Path, manifest: ExamplesManifest, day: str, bucket: int, columns: Sequence[str] | None = None
-) -> pa.Table:
+def read_partition(root: Path, manifest: ExamplesManifest, day: str, bucket: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Reads the examples of a (day, user bucket) and verifies their hash.
 
     Args:
@@ -208,9 +206,7 @@ def read_partition(
     return _read_verified(examples_path(root, day, bucket), _record(manifest, day, bucket).examples_sha256, columns)
 
 
-def read_tail(
-    root: Path, manifest: ExamplesManifest, day: str, bucket: int, columns: Sequence[str] | None = None
-) -> pa.Table:
+def read_tail(root: Path, manifest: ExamplesManifest, day: str, bucket: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Reads the tail that precedes a (day, user bucket), or the final one, and verifies its hash; see `read_partition`."""
     if day == manifest.final_tail_day:
         return _read_verified(final_tail_path(root, day, bucket), manifest.final_tails[bucket], columns)
@@ -228,7 +224,9 @@ def _record(manifest: ExamplesManifest, day: str, bucket: int) -> PartitionRecor
             return record
     days = sorted({record.day for record in manifest.partitions})
     raise DataError(
-        "this day was not rebuilt", where=f"day {day}, bucket {bucket}", expected=f"one of {', '.join(days) or 'no day'}",
+        "this day was not rebuilt",
+        where=f"day {day}, bucket {bucket}",
+        expected=f"one of {', '.join(days) or 'no day'}",
         remedy="run rebuild with this day, or see in the scan why it was refused",
     )
 

@@ -1,21 +1,21 @@
 """`predictions.parquet`: what the gate judges, wherever it comes from.
 
-    user                     id; the unit of inference
-    request                  optional: slate; without it a slate is the user's day
-    item                     id
-    time                     request time, int64 ms or an Arrow timestamp
-    label_<action>           outcome; null = not ripe
-    production_<action>      production's score: a probability for binary actions, an expectation for the others
-    challenger_<action>      the challenger's
-    counting_<action>        optional: the baseline that only counts
-    continued_<action>       optional: production trained on the same new days, at a launch
-    lightgbm_<action>        optional: LightGBM on the same features and training days
-    reference_<action>       optional: the frozen release that nightly losses are added up against
-    repeat_<action>          optional: production's recipe trained again with another seed (A/A), the floor of churn
-    value_production         value function of production's scores
-    value_challenger         value function of the challenger's
-    value_reference          optional: the reference's
-    anything else            a slice column
+user                     id; the unit of inference
+request                  optional: slate; without it a slate is the user's day
+item                     id
+time                     request time, int64 ms or an Arrow timestamp
+label_<action>           outcome; null = not ripe
+production_<action>      production's score: a probability for binary actions, an expectation for the others
+challenger_<action>      the challenger's
+counting_<action>        optional: the baseline that only counts
+continued_<action>       optional: production trained on the same new days, at a launch
+lightgbm_<action>        optional: LightGBM on the same features and training days
+reference_<action>       optional: the frozen release that nightly losses are added up against
+repeat_<action>          optional: production's recipe trained again with another seed (A/A), the floor of churn
+value_production         value function of production's scores
+value_challenger         value function of the challenger's
+value_reference          optional: the reference's
+anything else            a slice column
 """
 
 from __future__ import annotations

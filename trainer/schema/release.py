@@ -1,12 +1,12 @@
 """Registry files: aliases, sealed releases, history.
 
-    root/<product>/versions/<id>/release.json      `ReleaseRecord`, written last; the folder is immutable from then on
-    root/<product>/versions/<id>/bundle/...        the model
-    root/<product>/versions/<id>/embeddings/...    its embeddings
-    root/<product>/versions/<id>/verdict.json      why
-    root/<product>/aliases.json                    `Aliases`, replaced atomically under a lock with compare-and-swap
-    root/<product>/history.jsonl                   `HistoryEntry` a line: one of `EVENTS` each
-    root/<product>/registry.lock                   held by whoever writes; empty
+root/<product>/versions/<id>/release.json      `ReleaseRecord`, written last; the folder is immutable from then on
+root/<product>/versions/<id>/bundle/...        the model
+root/<product>/versions/<id>/embeddings/...    its embeddings
+root/<product>/versions/<id>/verdict.json      why
+root/<product>/aliases.json                    `Aliases`, replaced atomically under a lock with compare-and-swap
+root/<product>/history.jsonl                   `HistoryEntry` a line: one of `EVENTS` each
+root/<product>/registry.lock                   held by whoever writes; empty
 """
 
 from __future__ import annotations

@@ -35,7 +35,10 @@ def parse_duration(text: str | int, where: str = "duration") -> int:
     matches = _DURATION.findall(str(text))
     if not matches or "".join(value + unit for value, unit in matches) != str(text):
         raise ConfigError(
-            "not a duration", where=where, got=text, expected="digits and a unit, not negative",
+            "not a duration",
+            where=where,
+            got=text,
+            expected="digits and a unit, not negative",
             remedy="write for example 7d, 36h, 30m, 45s, 500ms",
         )
     return int(sum(float(value) * _UNIT_MS[unit] for value, unit in matches))

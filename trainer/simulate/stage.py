@@ -112,9 +112,7 @@ def _days(spec: SimulationSpec, world: World, scorer: Scorer, out: Path) -> Simu
     return SimulationReport(spec=spec, **counts, items=world.total_items, incidents=incidents, base_rates=rates)  # type: ignore[arg-type]
 
 
-def _write_day(
-    spec: SimulationSpec, day: str, feed: Feed, table: pa.Table, start_ms: int, out: Path
-) -> tuple[int, list[PlantedIncident]]:
+def _write_day(spec: SimulationSpec, day: str, feed: Feed, table: pa.Table, start_ms: int, out: Path) -> tuple[int, list[PlantedIncident]]:
     """Writes the day's log, manifest and truth; returns the number of rows written and what was planted."""
     folder = out / EVENTS_FOLDER / f"dt={day}"
     table, in_rows = damage_rows(spec, day, table, start_ms)

@@ -302,9 +302,7 @@ def _founders(spec: SimulationSpec, rules: Rules) -> Items:
     return _draw_items(rng, spec, rules, 1, born_ms_N, -1)
 
 
-def _draw_items(
-    rng: np.random.Generator, spec: SimulationSpec, rules: Rules, first_id: int, born_ms_N: np.ndarray, day: int
-) -> Items:
+def _draw_items(rng: np.random.Generator, spec: SimulationSpec, rules: Rules, first_id: int, born_ms_N: np.ndarray, day: int) -> Items:
     count = len(born_ms_N)
     # A few authors publish most items.
     author_N = (rng.random(count) ** 2 * spec.authors).astype(np.int64)

@@ -15,9 +15,7 @@ from trainer.schema.policy import GatePolicy, RuleSet
 
 def test_run_judges_a_file_and_writes_the_verdict(world, policy, no_rules, table, tmp_path, capsys):
     pq.write_table(table(world(rows=20_000)), tmp_path / "predictions.parquet")
-    config = GateRunConfig(
-        predictions=str(tmp_path / "predictions.parquet"), run_dir=str(tmp_path / "run"), gate=policy(), rules=no_rules
-    )
+    config = GateRunConfig(predictions=str(tmp_path / "predictions.parquet"), run_dir=str(tmp_path / "run"), gate=policy(), rules=no_rules)
     verdict = run(config)
     assert json.loads((tmp_path / "run" / "verdict.json").read_text())["verdict"] == verdict.verdict
     assert verdict.verdict in capsys.readouterr().out

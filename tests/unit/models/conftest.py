@@ -18,8 +18,11 @@ START_MS = 1_651_000_000_000
 def make_shape(architecture="sasrec", **changes):
     values = {
         "architecture": architecture,
-        "actions": (ActionShape(name="click", kind="binary", base_rate=0.2), ActionShape(name="watch", kind="duration", base_rate=2.0),
-                    ActionShape(name="comments", kind="count", base_rate=0.1)),
+        "actions": (
+            ActionShape(name="click", kind="binary", base_rate=0.2),
+            ActionShape(name="watch", kind="duration", base_rate=2.0),
+            ActionShape(name="comments", kind="count", base_rate=0.1),
+        ),
         "history_actions": ("click", "watch"),
         "vocabularies": {"item": 40, "author": 9, "surface": 5, "user": 11, "country": 4},
         "item_vocabulary": "item",
@@ -27,7 +30,12 @@ def make_shape(architecture="sasrec", **changes):
         "token_features": {"type": "surface"},  # `type` is an attribute of every module: names must not collide
         "categorical": {"user": "user", "user.country": "country", "author": "author"},
         "numeric": ("ctr_7d", "age"),
-        "dim": 16, "heads": 2, "head_dim": 8, "ffn_dim": 24, "context_dim": 12, "dropout": 0.0,
+        "dim": 16,
+        "heads": 2,
+        "head_dim": 8,
+        "ffn_dim": 24,
+        "context_dim": 12,
+        "dropout": 0.0,
     }
     return RankerShape(**{**values, **changes})
 

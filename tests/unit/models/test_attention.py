@@ -53,8 +53,10 @@ def seen_by(batch, packing):
     """Spelled out here once more, so that the ranker's own `Seen` is not its own witness."""
     after_N = batch.target_position_N + 1
     return Seen(
-        torch.cat([packing.sequence_R, batch.target_sequence_N]), torch.cat([packing.position_R, after_N]),
-        torch.cat([row_times(batch, packing), batch.target_time_N]), torch.cat([packing.position_R + 1, after_N]),
+        torch.cat([packing.sequence_R, batch.target_sequence_N]),
+        torch.cat([packing.position_R, after_N]),
+        torch.cat([row_times(batch, packing), batch.target_time_N]),
+        torch.cat([packing.position_R + 1, after_N]),
     )
 
 

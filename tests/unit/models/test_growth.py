@@ -19,8 +19,13 @@ SIZES = {"dim": "dim", "vector": "dim", "ffn": "ffn_dim", "context": "context_di
 def size_of(axis, shape):
     if axis.startswith("vocab:"):
         return shape.vocabularies[axis.removeprefix("vocab:")]
-    special = {"head": shape.heads * shape.head_dim, "rotary": shape.head_dim // 2, "numeric": len(shape.numeric),
-               "output": len(shape.outputs), "history_action": len(shape.history_actions)}
+    special = {
+        "head": shape.heads * shape.head_dim,
+        "rotary": shape.head_dim // 2,
+        "numeric": len(shape.numeric),
+        "output": len(shape.outputs),
+        "history_action": len(shape.history_actions),
+    }
     return special[axis] if axis in special else getattr(shape, SIZES[axis])
 
 
@@ -76,10 +81,16 @@ def grown(kit, source, changes, seed=5):
 
 
 GROWTHS = {
-    "ffn": {"ffn_dim": 40}, "heads": {"heads": 3}, "head_dim": {"head_dim": 12}, "dim": {"dim": 24}, "context": {"context_dim": 20},
-    "layers": {"layers": 4}, "context_layers": {"context_layers": 3},
+    "ffn": {"ffn_dim": 40},
+    "heads": {"heads": 3},
+    "head_dim": {"head_dim": 12},
+    "dim": {"dim": 24},
+    "context": {"context_dim": 20},
+    "layers": {"layers": 4},
+    "context_layers": {"context_layers": 3},
     "all": {"ffn_dim": 40, "heads": 3, "dim": 24, "context_dim": 20, "layers": 3, "context_layers": 3},
-    "numeric": {"numeric": ("ctr_7d", "age", "fresh")}, "history_action": {"history_actions": ("click", "watch", "like")},
+    "numeric": {"numeric": ("ctr_7d", "age", "fresh")},
+    "history_action": {"history_actions": ("click", "watch", "like")},
     "vocabularies": {"vocabularies": {"item": 44, "author": 9, "surface": 6, "user": 12, "country": 4}},
 }
 

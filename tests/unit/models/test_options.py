@@ -59,7 +59,8 @@ def test_later_tokens_and_other_targets_change_nothing(kit, changes):
         torch.testing.assert_close(model(alone).output_NO[0], full[target], rtol=0, atol=1e-10)
     cut = kit.one_sequence(batch, 0)
     short = dataclasses.replace(
-        kit.pick(cut, torch.tensor([1])), offsets_S1=torch.tensor([0, 3]),
+        kit.pick(cut, torch.tensor([1])),
+        offsets_S1=torch.tensor([0, 3]),
         **{f.name: getattr(cut, f.name)[:3] for f in dataclasses.fields(cut) if f.name.startswith("token_")},
     )
     torch.testing.assert_close(model(short).output_NO[0], full[1], rtol=0, atol=1e-10)

@@ -71,8 +71,12 @@ def test_a_finished_training_is_kept_and_a_changed_one_is_not(tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"fit.device": "ddp"}, "one device"), ({"warm_start.source": "production"}, "no production to start from"),
-     ({"warm_start.dry_run": "true"}, "no use for this"), ({"warm_start.replay_share": 0.1}, "no use for this")],
+    [
+        ({"fit.device": "ddp"}, "one device"),
+        ({"warm_start.source": "production"}, "no production to start from"),
+        ({"warm_start.dry_run": "true"}, "no use for this"),
+        ({"warm_start.replay_share": 0.1}, "no use for this"),
+    ],
 )
 def test_settings_without_meaning_are_refused(tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):

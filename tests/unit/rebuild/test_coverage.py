@@ -150,7 +150,12 @@ def test_only_columns_of_the_log_can_be_masked(lab, tmp_path):
     crossed = CounterSpec(kind="rate", entity=["user", "author"], action="click", parent=["tab"])
     assert maskable_columns(crossed, log) == ("tab",)
     assert list(coverage_features(COUNTERS.values(), log)) == [
-        "coverage_6h", "coverage_6h_tab", "coverage_1d", "coverage_1d_tab", "coverage_2d", "coverage_2d_tab",
+        "coverage_6h",
+        "coverage_6h_tab",
+        "coverage_1d",
+        "coverage_1d_tab",
+        "coverage_2d",
+        "coverage_2d_tab",
     ]
 
 

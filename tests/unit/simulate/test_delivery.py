@@ -49,9 +49,7 @@ def test_the_manifest_vouches_for_the_files(log):
         folder = log.folder / "events" / f"dt={day}"
         record = json.loads((folder / "_MANIFEST.json").read_text())["files"]
         data = (folder / "part-0.parquet").read_bytes()
-        assert record == {
-            "part-0.parquet": {"sha256": hashlib.sha256(data).hexdigest(), "rows": log.report.days[day], "bytes": len(data)}
-        }
+        assert record == {"part-0.parquet": {"sha256": hashlib.sha256(data).hexdigest(), "rows": log.report.days[day], "bytes": len(data)}}
 
 
 def test_pages_carry_checksums(log):

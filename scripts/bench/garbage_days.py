@@ -14,12 +14,14 @@ them, or labels, ids or rows, and the pipeline vouches for the files. Arms, thro
     as_is    no scan: every file that can be decoded is believed. Plain handling is what any loader does: cells that cannot be cast and
              NaN are null, repeated event ids count once, ids and values are taken for what they say
     drop     the damaged days are known by an oracle and left out whole, also from windows and histories
-    mask     rewarm: `scan` decides by its shipped policy what is null, dropped or refused (the limit of refused days is not applied)
+    mask     rewarm: `scan` decides by its shipped policy what is null, dropped or refused (the limit of refused days is not applied, and
+             where the policy stops the run, as at a label inside a feature, the day is refused)
     without  the clean log, the two features null on every day, the judged ones included: what they are worth
 
 Every other arm is judged on the same rows with the same inputs, those of the clean log: the garbage is in what models are built from,
 not in what is served. *own* judges the same days as the arm's own pipeline rebuilt them, damaged histories and counters included.
-One JSON line a run is appended to DIR/results.jsonl; a stopped benchmark goes on where it was. NE and AUC are of the click.
+One JSON line a run is appended to DIR/results.jsonl; a stopped benchmark goes on where it was. Arms whose examples are the same bytes (all
+damaged days are refused, say, or everybody reads null) train the same model, once. NE and AUC are of the click.
 """
 
 # ruff: noqa: E402
@@ -37,6 +39,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -82,15 +85,23 @@ KINDS: dict[str, list[FaultSettings]] = {
     "sentinel_spike": [replace(settings, share=0.15, value=999.0) for settings in _EACH],
     "non_finite": [replace(settings, share=0.5) for settings in _EACH],
     "wrong_dtype_garbage": [replace(settings, share=0.3) for settings in _EACH],
+    "missing_column": _EACH,
+    "mixed_version": [replace(settings, factor=1000.0) for settings in _EACH],
     "swapped_columns": [FaultSettings(feature=BROKEN[0], partner=BROKEN[1])],
     "shuffled_column": _EACH,
     "stale_copy": _EACH,
     "label_flip": [FaultSettings()],
     "label_noise": [FaultSettings(share=0.2)],
     "labels_all_zero": [FaultSettings()],
+    "label_leak": _EACH,
+    "unripe_labels": [FaultSettings(hours=6)],
     "resalted_ids": [FaultSettings()],  # of users
     "resalted_ids of items": [FaultSettings(feature="item_id")],
+    "id_collapse": [FaultSettings()],  # of users
+    "bot_user": [FaultSettings(share=0.08)],
     "missing_hours": [FaultSettings(hours=6)],
+    "late_rows": [FaultSettings(share=0.3)],
+    "time_unit": [FaultSettings(factor=1000.0)],  # of one producer, who writes 30 % of the rows
     "duplicate_file": [FaultSettings()],
 }
 ARMS = ("clean", "without", "drop", "as_is", "mask")
@@ -100,6 +111,7 @@ SETTINGS = (
     "++rebuild.user_buckets=1", "++rebuild.entity_buckets=1", "++model.layers=1", "++model.max_history=16",
     "++optimizer.lr=0.003", "++optimizer.embedding_lr=0.003", f"++evaluation.holdout_days={HOLDOUT_DAYS}",
 )  # fmt: skip
+MEASURED = ("ne", "auc", "own_ne", "own_auc", "train_s")
 COUNTERS = ("item_click_rate_7d", "item_watch_mean_7d", "user_click_rate_28d", "user_views_7d", "author_click_rate_7d")
 
 
@@ -243,7 +255,7 @@ def measure(lab: Lab, wanted: Sequence[Case], results: Path) -> None:
         if case.kind and (case.kind, case.damaged) != now:
             now, spec = (case.kind, case.damaged), damaged_log(lab, case)
             scanned = scan(spec, lab.days, lab.config.scan)
-        found = outcome(lab, case, spec if case.kind else lab.config.data, scanned)
+        found = outcome(lab, case, spec if case.kind else lab.config.data, scanned, read_lines(results))
         line = {**vars(case), "name": case.name, **found, "cpu_s": round(time.process_time() - begun, 1)}
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
@@ -261,10 +273,8 @@ def damaged_log(lab: Lab, case: Case) -> LogSpec:
     return copy
 
 
-def outcome(lab: Lab, case: Case, spec: LogSpec, scanned: HealthMap) -> dict[str, object]:
+def outcome(lab: Lab, case: Case, spec: LogSpec, scanned: HealthMap, earlier: Sequence[dict]) -> dict[str, object]:
     """Trains an arm and judges it; a run that is refused says why."""
-    from trainer.fit import train
-
     config = replace(lab.config, data=spec)
     damaged = lab.damaged_days(case.damaged)
     health = {
@@ -277,22 +287,38 @@ def outcome(lab: Lab, case: Case, spec: LogSpec, scanned: HealthMap) -> dict[str
     try:
         days = planned(config, health)
         manifest = rebuilt(config, health, days, folder / "examples")
-        begun = time.process_time()
-        trained = train(config, folder / "examples", manifest, days, None, folder / "challenger")
+        examples = content(manifest, days)
+        twin = next((line for line in earlier if (line["seed"], line.get("examples")) == (case.seed, examples)), None)
+        measured = {name: twin[name] for name in MEASURED if name in twin} if twin else trained(lab, config, folder, manifest, days)
     except DataError as error:
         return {"refused_run": str(error).splitlines()[0]}
     states = {day: health.days[day].status for day in lab.days[:TRAIN_DAYS]}
-    own = judge(trained.bundle, config, (folder / "examples", manifest), days.holdout) if days.holdout == lab.judged else {}
     return {
-        **judge(trained.bundle, config, lab.examples, lab.judged),
-        **{f"own_{name}": value for name, value in own.items()},
+        **measured,
+        "examples": examples,
         "unseen": [day for day in damaged if _kinds(health, day) <= _kinds(lab.health, day)],
         "refused": sum(state == "refused" for state in states.values()),
         "masked": sum(state == "masked" for state in states.values()),
         "false": [day for day, state in states.items() if day not in damaged and state != "ok"],
         "rows": sum(record.rows for record in manifest.partitions if record.day in days.train),
-        "train_s": round(time.process_time() - begun, 1),
     }
+
+
+def content(manifest: ExamplesManifest, days: DayPlan) -> str:
+    """Returns a digest of everything that training and judging read: the same digest and seed, the same model and numbers."""
+    files = [(record.day, record.examples_sha256, record.tail_sha256) for record in manifest.partitions]
+    return sha256(json.dumps([files, manifest.final_tails, days.train, days.holdout]).encode()).hexdigest()[:16]
+
+
+def trained(lab: Lab, config: RetrainConfig, folder: Path, manifest: ExamplesManifest, days: DayPlan) -> dict[str, float]:
+    """Trains on an arm's examples; returns `MEASURED`."""
+    from trainer.fit import train
+
+    begun = time.process_time()
+    bundle = train(config, folder / "examples", manifest, days, None, folder / "challenger").bundle
+    seconds = round(time.process_time() - begun, 1)
+    own = judge(bundle, config, (folder / "examples", manifest), days.holdout) if days.holdout == lab.judged else {}
+    return {**judge(bundle, config, lab.examples, lab.judged), **{f"own_{name}": value for name, value in own.items()}, "train_s": seconds}
 
 
 def _kinds(health: HealthMap, day: str) -> set[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.ranker import Ranker
+from trainer.backtest.truth import TRUE, with_truth
 from trainer.config import RetrainConfig
 from trainer.data import Encoder, Shard
 from trainer.days import DayPlan
@@ -31,7 +32,7 @@ class Holdout:
     Attributes:
         partitions: (examples, tail) of each partition.
         kinds: Judged action -> kind.
-        rows: One row an example: user, item, time, weight, label_<action> (null = not ripe).
+        rows: One row an example: user, item, time, weight, label_<action> (null = not ripe), and true_<action> where it is known.
         known_until_ms: Knowledge cut-off.
     """
 
@@ -41,8 +42,14 @@ class Holdout:
     known_until_ms: int
 
     @classmethod
-    def read(cls, config: RetrainConfig, examples: ExamplesManifest, days: DayPlan) -> Holdout:
+    def read(cls, config: RetrainConfig, examples: ExamplesManifest, days: DayPlan, truth: str | None = None) -> Holdout:
         """Reads the judged rows from what rebuild wrote.
+
+        Args:
+            config: The run.
+            examples: What rebuild wrote.
+            days: Which days are judged.
+            truth: Folder of the simulation that the log comes from, whose true probabilities are then known.
 
         Raises:
             DataError: If there are none.
@@ -61,7 +68,8 @@ class Holdout:
             columns = {"user": rows["user"], "item": rows["item"], "time": rows["request_time"], WEIGHT: rows["weight"]}
             tables.append(pa.table({**columns, **{LABEL + n: pa.array(y, pa.float64(), from_pandas=True) for n, y in labels.items()}}))
         kinds = {name: spec.actions[name].kind for name in maturities}
-        return cls(pairs, kinds, pa.concat_tables(tables).combine_chunks(), known_until)
+        judged = pa.concat_tables(tables).combine_chunks()
+        return cls(pairs, kinds, judged if truth is None else with_truth(judged, Path(truth), days.holdout, kinds), known_until)
 
     def encode(self, encoder: Encoder) -> list[Shard]:
         """Encodes the rows once, for any number of rankers with the same inputs."""
@@ -94,16 +102,19 @@ class Holdout:
         return table
 
 
-def arranged(table: pa.Table, action: str) -> tuple[np.ndarray, np.ndarray, Rows]:
-    """Returns scores, labels and clusters of the rows whose label is ripe."""
-    label_N = np.asarray(table[LABEL + action].to_numpy(), np.float64)
-    ripe_N = ~np.isnan(label_N)
+def arranged(table: pa.Table, action: str, outcome: str = LABEL) -> tuple[np.ndarray, np.ndarray, Rows]:
+    """Returns scores, labels (or the columns that begin with `outcome`) and clusters of the rows whose label is ripe."""
+    ripe_N = ~np.isnan(np.asarray(table[LABEL + action].to_numpy(), np.float64))
+    outcome_N = np.asarray(table[outcome + action].to_numpy(), np.float64)
     user_N = np.asarray(table["user"].combine_chunks().dictionary_encode().indices)
     rows = arrange(user_N[ripe_N], weight_N=table[WEIGHT].to_numpy()[ripe_N])
-    return table[SCORE + action].to_numpy()[ripe_N], label_N[ripe_N], rows
+    return table[SCORE + action].to_numpy()[ripe_N], outcome_N[ripe_N], rows
 
 
 def ne_of(table: pa.Table, action: str, kind: str) -> tuple[Estimate, Rows]:
-    """Returns the NE of scored rows, with the influence of every row, and the rows it is over."""
-    score_N, label_N, rows = arranged(table, action)
+    """Returns the NE of scored rows, with the influence of every row, and the rows it is over.
+
+    Where the rows know their true probabilities it is the NE expected over outcomes.
+    """
+    score_N, label_N, rows = arranged(table, action, TRUE if TRUE + action in table.column_names else LABEL)
     return normalised_loss(kind, score_N, label_N, rows), rows

@@ -128,7 +128,7 @@ def _night(replay: Replay, arm: Arm, as_of: str, start: Bundle | None, live: Bun
     job, health = replay.night(arm, as_of, parent, live)
     days = arm.window(stages.plan(job, health), parent)
     examples = stages.rebuild(job, health, days)
-    holdout = Holdout.read(arm.config, examples, days)
+    holdout = Holdout.read(arm.config, examples, days, replay.config.truth)
     begun, points = (arm.flops, arm.seconds), [Point(0, 0, 0.0, {})]
     if arm.trains:
         arm.bundle, points = _train(job, examples, days, holdout, replay.config.checkpoints if curve else 0)
@@ -173,6 +173,6 @@ def _judge(job: Job, bundle: Bundle, examples: ExamplesManifest, days: DayPlan, 
 
     judged = [record.key for record in examples.partitions if record.day in days.holdout]
     return job.run.stage(
-        "judge", [bundle.sha256, judged], produce, lambda: pq.read_table(file, page_checksum_verification=True),
+        "judge", [bundle.sha256, judged, holdout.rows.column_names], produce, lambda: pq.read_table(file, page_checksum_verification=True),
         lambda table: (len(table), f"served {bundle.sha256[:12]}"),
     )  # fmt: skip

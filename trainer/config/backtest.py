@@ -57,6 +57,8 @@ class BacktestConfig(RetrainConfig):
             from scratch on all days.
         tolerance: Relative distance in NE at which an arm counts as level with the baseline.
         checkpoints: Points of the first night's learning curve at which an arm is judged, besides its beginning and its end.
+        truth: Folder of a simulated log: NE is then taken against its true probabilities, so that only what the models would get
+            wrong on average counts, and not which outcomes came up. Null judges by labels.
         arms: Name -> arm.
     """
 
@@ -65,6 +67,7 @@ class BacktestConfig(RetrainConfig):
     reference: str = "scratch_all"
     tolerance: float = 0.002
     checkpoints: int = 8
+    truth: str | None = None
     arms: dict[str, ArmConfig]
 
     def __post_init__(self) -> None:

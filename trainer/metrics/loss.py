@@ -16,11 +16,11 @@ def row_loss(kind: str, score_N: np.ndarray, label_N: np.ndarray) -> np.ndarray:
     Args:
         kind: ``binary`` (log loss), else half the Poisson deviance ``y log(y / p) - (y - p)``, a Bregman loss for any label >= 0.
         score_N: Probability or expectation.
-        label_N: Outcome.
+        label_N: Outcome; of a binary one also its true probability, which gives the loss expected over outcomes.
     """
     if kind == "binary":
         p_N = np.clip(score_N, CLIP, 1 - CLIP)
-        return -np.where(label_N > 0, np.log(p_N), np.log1p(-p_N))  # labels are 0 or 1
+        return -(label_N * np.log(p_N) + (1 - label_N) * np.log1p(-p_N))
     p_N = np.maximum(score_N, CLIP)
     return label_N * np.log(np.maximum(label_N, CLIP) / p_N) - label_N + p_N
 

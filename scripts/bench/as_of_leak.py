@@ -16,33 +16,34 @@ leaked    and features of its training days by weights that had seen these very 
 Each arm with features also comes with the scores alone (dot product and score an action, no vectors). All of it twice: on the team's
 ``own`` features, which are the columns of the log and its side tables, and on ``all``, with the counters as well that the rebuild made
 for the ranker. Intervals are paired, 95 per cent, clustered by user; below 0 is better for NE. A stopped run goes on with the same
-command.
+command: days that were scored and final models that were trained are kept below ``--out`` under what they depend on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from composed import configured, log_arguments, log_settings, parsed
 
 from trainer import stages
 from trainer.align import Alignment
 from trainer.checkpoint import Bundle
-from trainer.config import RetrainConfig, load
+from trainer.config import DownstreamConfig, RetrainConfig
 from trainer.downstream import later_scores
 from trainer.downstream.table import ripe
 from trainer.evaluate import RankerScorer
-from trainer.export.as_of import AS_OF, PastDay, choose, read_as_of, read_records, write_as_of
+from trainer.export.as_of import AsOfRecord, DayScores, PastDay, choose, read_as_of, read_records, write_as_of
 from trainer.job import Job
 from trainer.metrics import Estimate, Rows, arrange, auc, interval, normalised_loss
 from trainer.next_item.run import hardware
@@ -50,98 +51,130 @@ from trainer.schema.bundle import SERVING, seen_until
 from trainer.schema.embeddings import PAIR_DOT, PAIR_SCORE
 from trainer.schema.examples import FEATURE, ExamplesManifest
 from trainer.schema.ids import hash_ids
-from trainer.schema.simulation import REPORT_FILE, SimulationSpec
-from trainer.simulate import simulate
-from trainer.stages.history import score_day
+from trainer.stages.history import score_day, vectors_of_day
 
 WITHOUT, AS_OF_ARM, LEAKED = "without", "as of", "leaked"
 
 
 @dataclass(frozen=True)
+class Days:
+    """Features of some past days, and a record of each: what they are and the hash of their file."""
+
+    table: pa.Table
+    records: list[AsOfRecord]
+
+
+@dataclass(frozen=True)
 class Ranker:
-    """The trained ranker, its examples, and its weights by the newest day that they have seen."""
+    """The trained ranker and its examples.
+
+    Attributes:
+        weights: (newest day that they have seen, file) of all of its weights.
+        folder: Where days are kept once they are scored.
+        today: Day -> vectors of its rows by the last weights: the space that all days are brought to.
+    """
 
     job: Job
     examples: ExamplesManifest
     bundle: Bundle
-    weights: dict[str, str]  # newest seen day -> file
+    weights: list[tuple[str, str]]
+    folder: Path
+    today: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     @property
     def days(self) -> list[str]:
         """Days of the log that have features as of them: all but the first."""
         return sorted(self.examples.source_days)[1:]
 
-    def history(self, folder: Path, days: list[str], seen: str | None = None) -> pa.Table:
-        """Returns the features of past days: as of each, or by the weights that have seen every day up to `seen`.
+    def as_of(self, days: Sequence[str]) -> Days:
+        """Returns the features that days had then."""
+        return self._scored(choose(days, self.weights, in_sample=False))
 
-        Written to `folder` first, or read from there if an earlier run has written the same.
-        """
-        if seen is None:
-            chosen = choose(days, list(self.weights.items()), in_sample=False)
-        else:
-            chosen = [PastDay(day, self.weights[seen], seen, True) for day in days]
-        wanted = [(past.day, past.producer, past.seen_until) for past in chosen]
-        if [(record.day, record.producer, record.seen_until) for record in read_records(folder)] != wanted:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_as_of(folder, self._scored(chosen))
-        table = read_as_of(folder)
-        assert table is not None
-        return table
+    def leaked(self, days: Sequence[str]) -> Days:
+        """Returns features of days by weights that have seen all of them and nothing later."""
+        file = dict(self.weights)[max(days)]
+        return self._scored([PastDay(day, file, max(days), True) for day in days])
 
-    def _scored(self, chosen: list[PastDay]) -> Iterator:
-        now = RankerScorer(self.bundle)
-        still = Alignment.identity(self.bundle.shape.dim)
+    def _scored(self, chosen: Sequence[PastDay]) -> Days:
+        tables, records = [], []
         for past in chosen:
-            yield past, score_day(self.job, self.examples, past.day, RankerScorer(self.bundle, past.producer), now, [still, still])
+            folder = self.folder / f"{past.day}-seen-{past.seen_until}"
+            made_by = f"{self.bundle.sha256}/{past.producer}"
+            if [record.producer for record in read_records(folder)] != [made_by]:
+                begun = time.process_time()
+                folder.mkdir(parents=True, exist_ok=True)
+                write_as_of(folder, iter([(PastDay(past.day, made_by, past.seen_until, past.in_sample), self._day(past))]))
+                print(f"scored {past.day} by weights until {past.seen_until}: {time.process_time() - begun:.0f} s of CPU", flush=True)
+            table = read_as_of(folder)
+            assert table is not None
+            tables.append(table)
+            records += read_records(folder)
+        return Days(pa.concat_tables(tables, promote_options="default"), records)
+
+    def _day(self, past: PastDay) -> DayScores:
+        if past.day not in self.today:
+            still = Alignment.identity(self.bundle.shape.dim)
+            now = RankerScorer(self.bundle)
+            self.today[past.day] = vectors_of_day(self.job, self.examples, past.day, now, [still, still])
+        return score_day(self.job, self.examples, past.day, RankerScorer(self.bundle, past.producer), self.today[past.day])
 
 
 def trained(options: argparse.Namespace) -> Ranker:
     """Trains the ranker by the stages of the main job, or takes what an earlier run left."""
-    data = options.data
-    if options.log == "simulated":
-        data = options.out / f"log-{options.days}-{options.users}-{options.seed}"
-        if not (data / REPORT_FILE).exists():
-            simulate(SimulationSpec(days=options.days, users=options.users, seed=options.seed), data)
-    overrides = [
-        f"data={options.log}", f"data.root={data}", f"run_dir={options.out}/run", f"rebuild.root={options.out}/examples",
-        f"registry.root={options.out}/registry", "tracking=none", "fit.day_weights=true", "fit.progress=false", "scan.workers=1",
-        "rebuild.workers=1", f"seed={options.seed}", *options.overrides,
-    ]  # fmt: skip
-    with initialize_config_module("trainer.conf", version_base="1.3"):
-        prefixed = [f"++{item}" if "." in item.split("=")[0] else item for item in overrides]
-        job = Job.open(load(RetrainConfig, OmegaConf.to_container(compose("retrain", prefixed), resolve=True)))
+    settings = [*log_settings(options), f"registry.root={options.out}/registry", "fit.day_weights=true", *options.overrides]
+    job = Job.open(configured(RetrainConfig, "retrain", *settings))
     health = stages.scan(job)
     days = stages.plan(job, health)
     examples = stages.rebuild(job, health, days)
     bundle = stages.train(job, examples, days).bundle
-    weights = {until: name for name, until in seen_until(bundle.manifest).items() if name != SERVING}
-    return Ranker(job, examples, bundle, weights)
+    weights = [(until, name) for name, until in seen_until(bundle.manifest).items() if name != SERVING]
+    return Ranker(job, examples, bundle, weights, options.out / "days")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Judged days that share final models: the rows that these are trained on, honest and leaked, and the rows that judge."""
+    """Judged days that share final models: the days that these are trained on, honest and leaked, and the days that judge."""
 
-    earlier: pa.Table
-    leaked: pa.Table
-    judged: pa.Table
+    earlier: Days
+    leaked: Days
+    judged: Days
 
 
-def blocks(ranker: Ranker, options: argparse.Namespace, action: str) -> list[Block]:
-    """Returns the judged days of a run, block by block."""
+def blocks(ranker: Ranker, options: argparse.Namespace) -> Iterator[Block]:
+    """Yields the judged days of a run, block by block."""
     days = ranker.days[options.skip - 1 :]
-    honest = ripe(ranker.history(options.out / AS_OF, days), action)
-    found = []
     for start in range(len(days) - options.judged, len(days), options.block):
         before, block = days[:start], days[start : start + options.block]
-        judged, earlier = (honest.filter(pc.is_in(honest["day"], pa.array(some))) for some in (block, before))
-        found.append(Block(earlier, ranker.history(options.out / f"seen-{before[-1]}", before, before[-1]), judged))
-    return found
+        yield Block(ranker.as_of(before), ranker.leaked(before), ranker.as_of(block))
 
 
-def scored(found: list[Block], features: list[str], ranker: Ranker, action: str, seed: int) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class FinalModel:
+    """What all arms have in common: the action, the library and size of the final model, and where its scores are kept."""
+
+    action: str
+    config: DownstreamConfig
+    seed: int
+    folder: Path
+
+    def scores(self, train: Days, judged: Days, columns: Sequence[str]) -> np.ndarray:
+        """Returns a score a ripe row of the judged days, by a final model of earlier days or from an earlier run that had the same."""
+        inputs = [[record.sha256 for record in days.records] for days in (train, judged)]
+        identity = json.dumps([inputs, list(columns), self.action, asdict(self.config), self.seed])
+        path = self.folder / f"{sha256(identity.encode()).hexdigest()[:16]}.npy"
+        if path.is_file():
+            return np.load(path)
+        rows = ripe(judged.table, self.action)
+        score_N = later_scores(train.table, rows, self.action, columns, self.config, self.seed)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.save(path.with_suffix(".part.npy"), score_N)
+        path.with_suffix(".part.npy").rename(path)
+        return score_N
+
+
+def scored(found: Sequence[Block], features: list[str], model: FinalModel) -> dict[str, np.ndarray]:
     """Returns arm -> scores of all judged rows, float64 [N]."""
-    names = found[0].judged.column_names
+    names = found[0].judged.table.column_names
     scalars = [name for name in names if name == PAIR_DOT or name.startswith(PAIR_SCORE)]
     columns = {"": [*features, *scalars, "user_vector", "item_vector"], ", scores only": [*features, *scalars]}
     arms: dict[str, list[np.ndarray]] = {}
@@ -149,9 +182,8 @@ def scored(found: list[Block], features: list[str], ranker: Ranker, action: str,
         trained_on = {WITHOUT: (block.earlier, features)}
         for suffix, used in columns.items():
             trained_on |= {AS_OF_ARM + suffix: (block.earlier, used), LEAKED + suffix: (block.leaked, used)}
-        for name, (rows, used) in trained_on.items():
-            score_N = later_scores(rows, block.judged, action, used, ranker.job.config.downstream, seed)
-            arms.setdefault(name, []).append(score_N)
+        for name, (days, used) in trained_on.items():
+            arms.setdefault(name, []).append(model.scores(days, block.judged, used))
     return {name: np.concatenate(parts) for name, parts in arms.items()}
 
 
@@ -193,39 +225,32 @@ def _difference(ours: Estimate, theirs: Estimate, rows: Rows) -> str:
 def main() -> None:
     options = _arguments()
     ranker = trained(options)
-    for action in options.actions or [next(iter(ranker.job.config.data.gated_actions))]:
-        found = blocks(ranker, options, action)
-        judged = pa.concat_tables([block.judged for block in found])
+    found = list(blocks(ranker, options))
+    config = ranker.job.config
+    for action in options.actions or [next(iter(config.data.gated_actions))]:
+        judged = pa.concat_tables([ripe(block.judged.table, action) for block in found], promote_options="default")
         rows = arrange(hash_ids(judged["user"]))
         label_N = judged[f"label_{action}"].cast(pa.float64()).to_numpy()
         size = f"{len(label_N):,} judged rows, {int(rows.clusters_G[0]):,} users, {int(label_N.sum()):,} positives"
-        learned = " to ".join(f"{count:,}" for count in sorted({found[0].earlier.num_rows, found[-1].earlier.num_rows}))
+        learned = " to ".join(f"{block.earlier.table.num_rows:,}" for block in (found[0], found[-1]))
         print(f"{action}: {size}, after {learned} rows; {hardware('cpu')}", flush=True)
+        model = FinalModel(action, config.downstream, options.seed, options.out / "scores")
         for name, features in feature_sets(ranker, judged).items():
             print(f"\non {name} features ({len(features)})")
-            arms = scored(found, features, ranker, action, options.seed)
+            arms = scored(found, features, model)
             print("\n".join(told(measured(label_N, arms, rows), rows)), flush=True)
-    spaces = [f"{record.day} {record.outcome} ({record.method})" for record in read_records(options.out / AS_OF)]
+    last = found[-1]
+    spaces = [f"{record.day} {record.outcome} ({record.method})" for record in (*last.earlier.records, *last.judged.records)]
     print("\nspace of each day's ranker against the last one's:", ", ".join(spaces))
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--log", default="simulated", choices=("simulated", "kuairand"))
-    parser.add_argument("--data", type=Path, help="root of a real log")
-    parser.add_argument("--days", type=int, default=29, help="length of the simulated log")
-    parser.add_argument("--users", type=int, default=4000, help="users of the simulated log")
+    parser = log_arguments(__doc__, ("kuairand",), days=29, users=4000)
     parser.add_argument("--skip", type=int, default=14, help="first days that are not used: the ranker is still cold")
     parser.add_argument("--judged", type=int, default=7, help="last days that are judged")
     parser.add_argument("--block", type=int, default=7, help="judged days that share a final model")
     parser.add_argument("--actions", nargs="*", help="binary actions; the first gated one")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("overrides", nargs="*", help="further settings, key=value")
-    options = parser.parse_args()
-    if options.log != "simulated" and options.data is None:
-        parser.error(f"--log {options.log} needs --data")
-    return options
+    return parsed(parser)
 
 
 if __name__ == "__main__":

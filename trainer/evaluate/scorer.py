@@ -75,20 +75,24 @@ class RankerScorer:
         scores = expected(self.ranker, shard, self.device)
         if self.repair is not None:
             scores = self.repair.scores(scores)
-        dot_N = np.full(len(examples), np.nan, np.float32)
-        user_ND = np.full((len(examples), self.ranker.shape.dim), np.nan, np.float32)
-        item_ND = np.full_like(user_ND, np.nan) if items else None
+        user_ND, item_ND, dot_N = self._vectors(shard)
+        return ScoredPartition(scores, dot_N, user_ND, item_ND if items else None)
+
+    def vectors(self, examples: pa.Table, tail: pa.Table, known_until_ms: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns float32 [N, D] each: the user's vector at every row's request time, and the item's; as `score`, without scores."""
+        return self._vectors(self.encoder.encode(examples, tail, known_until_ms))[:2]
+
+    def _vectors(self, shard: Shard) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        user_ND, item_ND = (np.full((len(shard.row_N), self.ranker.shape.dim), np.nan, np.float32) for _ in range(2))
+        dot_N = np.full(len(user_ND), np.nan, np.float32)
         for batch in batches_of(shard):
-            on_device = batch.to(self.device)
+            on_device, row_N = batch.to(self.device), batch.row_N.numpy()
             with torch.inference_mode():
                 users_ND = self.ranker.user_vectors(on_device)
                 items_ND = self.ranker.item_vectors(on_device.target_item_N, on_device.target_item_features_NI)
-            row_N = batch.row_N.numpy()
-            user_ND[row_N] = users_ND.float().cpu().numpy()
-            dot_N[row_N] = (users_ND * items_ND).sum(-1).float().cpu().numpy()
-            if item_ND is not None:
-                item_ND[row_N] = items_ND.float().cpu().numpy()
-        return ScoredPartition(scores, dot_N, user_ND, item_ND)
+                dot_N[row_N] = (users_ND * items_ND).sum(-1).float().cpu().numpy()
+            user_ND[row_N], item_ND[row_N] = (vectors_ND.float().cpu().numpy() for vectors_ND in (users_ND, items_ND))
+        return user_ND, item_ND, dot_N
 
 
 def sealed_repair(bundle: Path) -> Repair | None:

@@ -70,7 +70,8 @@ def as_of(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained,
         def scored() -> Iterator[tuple[PastDay, DayScores]]:
             for past in chosen:
                 used = weights[past.producer]
-                yield past, score_day(job, examples, past.day, RankerScorer(used.bundle, used.file), now, maps)
+                today = vectors_of_day(job, examples, past.day, now, maps)
+                yield past, score_day(job, examples, past.day, RankerScorer(used.bundle, used.file), today)
 
         return write_as_of(folder, scored())
 
@@ -91,48 +92,58 @@ def _at_hand(job: Job, trained: Trained) -> list[_Weights]:
     return [_Weights(bundle, name, until) for bundle in bundles for name, until in seen_until(bundle.manifest).items() if until]
 
 
-def score_day(
-    job: Job, examples: ExamplesManifest, day: str, past: RankerScorer, now: RankerScorer, maps: Sequence[Alignment]
-) -> DayScores:
-    """Scores a day's rows with the ranker of its time and with today's.
+def vectors_of_day(job: Job, examples: ExamplesManifest, day: str, now: RankerScorer, maps: Sequence[Alignment]) -> list[np.ndarray]:
+    """Returns user and item vectors of a day's rows by today's ranker, as features: float32 [N, D] each.
+
+    Args:
+        job: The run.
+        examples: Its examples.
+        day: The day.
+        now: Today's ranker.
+        maps: Maps of today's user and item vectors to features.
+    """
+    parts = [now.vectors(rows, tail, job.known_until_ms) for rows, tail in _partitions(job, examples, day)]
+    return [alignment.apply(np.concatenate(blocks)) for alignment, blocks in zip(maps, zip(*parts, strict=True), strict=True)]
+
+
+def score_day(job: Job, examples: ExamplesManifest, day: str, past: RankerScorer, today: Sequence[np.ndarray]) -> DayScores:
+    """Scores a day's rows with the ranker of its time.
 
     Args:
         job: The run.
         examples: Its examples.
         day: The day.
         past: The ranker of that time.
-        now: Today's ranker.
-        maps: Maps of today's user and item vectors to features.
+        today: The same rows under today's ranker (`vectors_of_day`).
     """
     from trainer.evaluate.counting import ripe_labels
     from trainer.export.as_of import DayScores
 
-    root, spec = Path(job.config.rebuild.root), job.config.data
-    parts, users, items, now_users, now_items, dots, tables = [], [], [], [], [], [], []
-    for bucket in range(examples.user_buckets):
-        rows, tail = read_partition(root, examples, day, bucket), read_tail(root, examples, day, bucket)
-        then, today = (scorer.score(rows, tail, job.known_until_ms, items=True) for scorer in (past, now))
-        labels = ripe_labels(rows, {name: action.maturity_ms for name, action in spec.actions.items()}, job.known_until_ms)
-        features = {name: rows[name] for name in rows.column_names if name.startswith(FEATURE)}
+    maturity_ms = {name: action.maturity_ms for name, action in job.config.data.actions.items()}
+    scored, tables = [], []
+    for rows, tail in _partitions(job, examples, day):
+        scored.append(past.score(rows, tail, job.known_until_ms, items=True))
+        labels = ripe_labels(rows, maturity_ms, job.known_until_ms)
         tables.append(
             pa.table(
                 {"user": rows["user"], "item": rows["item"], "time": rows["request_time"], WEIGHT: rows[WEIGHT]}
                 | {LABEL + name: pa.array(label_N, from_pandas=True) for name, label_N in labels.items()}
-                | features
+                | {name: rows[name] for name in rows.column_names if name.startswith(FEATURE)}
             )
         )
-        parts.append(then.score_N)
-        dots.append(then.dot_N)
-        users.append(then.user_ND)
-        items.append(np.asarray(then.item_ND))
-        now_users.append(maps[0].apply(today.user_ND))
-        now_items.append(maps[1].apply(np.asarray(today.item_ND)))
     return DayScores(
         rows=pa.concat_tables(tables, promote_options="default").combine_chunks(),
-        scores={name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
-        dot_N=np.concatenate(dots),
-        user_ND=np.concatenate(users),
-        item_ND=np.concatenate(items),
-        now_user_ND=np.concatenate(now_users),
-        now_item_ND=np.concatenate(now_items),
+        scores={name: np.concatenate([part.score_N[name] for part in scored]) for name in scored[0].score_N},
+        dot_N=np.concatenate([part.dot_N for part in scored]),
+        user_ND=np.concatenate([part.user_ND for part in scored]),
+        item_ND=np.concatenate([np.asarray(part.item_ND) for part in scored]),
+        now_user_ND=today[0],
+        now_item_ND=today[1],
     )
+
+
+def _partitions(job: Job, examples: ExamplesManifest, day: str) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Yields rows and history tails of a day, user bucket by user bucket."""
+    root = Path(job.config.rebuild.root)
+    for bucket in range(examples.user_buckets):
+        yield read_partition(root, examples, day, bucket), read_tail(root, examples, day, bucket)

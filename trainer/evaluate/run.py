@@ -34,6 +34,7 @@ from trainer.schema.predictions import (
     VALUE_PRODUCTION,
     VALUE_REFERENCE,
     WEIGHT,
+    unscored,
 )
 
 
@@ -139,7 +140,9 @@ def evaluate(
     order = pc.sort_indices(predictions, [("user", "ascending"), ("time", "ascending"), ("item", "ascending")])
     order_N = np.asarray(order, np.int64)
     predictions = predictions.take(order)
-    report = measure(predictions, spec, config, seed)
+    unscored_N = unscored(predictions)
+    compared = predictions if unscored_N.all() else predictions.filter(pa.array(~unscored_N))  # every model on the same rows
+    report = measure(compared, spec, config, seed)
     if rescoring is not None and production is not None:
         report["rescoring"] = rescoring.report(production)
     pair = pa.concat_tables(pairs).combine_chunks().take(order)
@@ -190,7 +193,7 @@ def fit_counting(
 
 
 def measure(predictions: pa.Table, spec: LogSpec, config: EvaluationConfig, seed: int) -> dict[str, Any]:
-    """Measures every model on every action, over all rows and by slice.
+    """Measures every model on every action, over all given rows and by slice.
 
     Returns:
         ``{model: {action: {metrics, "intervals", "slices": {column: {value: metrics}}}}}``.
@@ -264,7 +267,9 @@ def _production_columns(
         if rescoring is not None:
             rescoring.add(examples, tail, scored)
         return {PRODUCTION + name: score_N for name, score_N in scored.items()}
-    return {PRODUCTION + name: examples[LOGGED + name] for name in spec.logged_scores if LOGGED + name in examples.column_names}
+    logged = [name for name in spec.logged_scores if LOGGED + name in examples.column_names]
+    # A log says "no score" by null or by NaN, whichever its writer knew.
+    return {PRODUCTION + name: pa.array(np.asarray(pc.fill_null(examples[LOGGED + name], np.nan)), from_pandas=True) for name in logged}
 
 
 def _with_values(columns: dict[str, Any], weights: Mapping[str, float]) -> dict[str, Any]:
@@ -276,7 +281,9 @@ def _with_values(columns: dict[str, Any], weights: Mapping[str, float]) -> dict[
     for target, prefix in sides.items():
         if _has(columns, prefix):
             terms = [weights[name] * np.asarray(columns[prefix + name], np.float64) for name in shared]
-            columns[target] = np.sum(terms, 0) if terms else np.zeros(len(columns["time"]))
+            value_N = np.sum(terms, 0) if terms else np.zeros(len(columns["time"]))
+            logged = any(isinstance(columns[prefix + name], pa.Array) for name in shared)  # where nothing was logged there is no value
+            columns[target] = pa.array(value_N, from_pandas=True) if logged else value_N
     return columns
 
 

@@ -28,7 +28,7 @@ from trainer.gate.scope import Scope, scopes
 from trainer.gate.slate import composition, overlap
 from trainer.gate.slices import SliceColumn
 from trainer.gate.suites import ask_suites, doubted
-from trainer.gate.table import PAIR, ActionColumns, Predictions, failed, not_applicable, prepare, read_table
+from trainer.gate.table import PAIR, ActionColumns, Predictions, compared_rows, failed, not_applicable, prepare, read_table
 from trainer.schema import predictions as names
 from trainer.schema.policy import VALUE, GatePolicy, RuleSet
 from trainer.schema.record import Recorded
@@ -126,10 +126,10 @@ def judge(
         DataError: If the file cannot be read or holds nothing that can be judged.
         ConfigError: If a rule refers to a score that cannot exist.
     """
-    source = read_table(predictions)
+    source, left_out = compared_rows(read_table(predictions), policy)
     table = prepare(source, policy, slices)
     docket = _Docket(policy)
-    docket.checks += [*table.findings, *extra_checks, *label_sanity(table, policy, record)]
+    docket.checks += [*left_out, *table.findings, *extra_checks, *label_sanity(table, policy, record)]
     tasks: list[Task] = []
     for action in table.actions:
         if set(PAIR) <= set(action.scores):

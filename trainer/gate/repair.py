@@ -25,7 +25,7 @@ from trainer.gate.decide import measure
 from trainer.gate.fitting import Unfit, best_calibrator, fit_calibrator, fit_map
 from trainer.gate.judge import conclude, judge
 from trainer.gate.quality import recover_weights
-from trainer.gate.table import BINARY, ActionColumns, Predictions, prepare, read_table, sliced
+from trainer.gate.table import BINARY, ActionColumns, Predictions, compared_rows, prepare, read_table, sliced
 from trainer.metrics import arrange, normalised_loss, ratio
 from trainer.schema import predictions as names
 from trainer.schema.ids import hash_ids, splitmix64
@@ -91,6 +91,7 @@ def judge_and_repair(
     if beyond := [check.path for check in first.checks if _blocks(check) and check.outcome == "fail" and check.family not in _MENDED]:
         words = f"not repaired: {beyond[0]} is nothing that an increasing curve could mend"
         return _unrepaired(first, NOT_ATTEMPTED, words, policy), None
+    source, _ = compared_rows(source, policy)
     split = _split(source, policy)
     fitted = _fit(split, policy, rules, value_weights)
     if not fitted.repair.curves:

@@ -130,6 +130,24 @@ def prepare(table: pa.Table, policy: GatePolicy, slices: Sequence[SliceColumn] |
     )  # fmt: skip
 
 
+def compared_rows(table: pa.Table, policy: GatePolicy) -> tuple[pa.Table, list[Check]]:
+    """Leaves out the rows that production has no score for, if they are few enough, and says so in a check.
+
+    Nulls are what an incumbent's log has where something else answered the request. Beyond `policy.unscored_share` nothing is left
+    out, and the nulls fail as unsound scores do.
+    """
+    unscored_N = names.unscored(table)
+    left, share = int(unscored_N.sum()), float(unscored_N.mean()) if len(table) else 0.0
+    if not left or share > policy.unscored_share:
+        return table, []
+    sentence = f"production has no score in {left:,} of {len(table):,} rows: they are left out of every comparison"
+    check = Check(
+        name="unscored", family="data", estimate=share, margin=policy.unscored_share, n=len(table), outcome="pass", severity="info",
+        sentence=sentence,
+    )  # fmt: skip
+    return table.filter(pa.array(~unscored_N)), [check]
+
+
 def sliced(table: pa.Table, policy: GatePolicy) -> list[SliceColumn]:
     """Returns the slice columns of a table alone.
 
@@ -192,7 +210,9 @@ def _action(table: pa.Table, name: str, score_kind: str, findings: list[Check]) 
         if fault is None:
             continue
         if prefix in (names.PRODUCTION, names.CHALLENGER, names.REFERENCE):
-            findings.append(failed("scores", f"{column} {fault}", action=name, n=len(score_N)))
+            some = prefix == names.PRODUCTION and 0 < table[column].null_count < len(table)
+            remedy = "; gate.unscored_share=SHARE leaves out rows that production did not score (null)" if some else ""
+            findings.append(failed("scores", f"{column} {fault}{remedy}", action=name, n=len(score_N)))
         else:
             findings.append(not_applicable("scores", "data", f"{column} {fault}", action=name))
     return ActionColumns(name, kind, label_N, sound, _means(sound, score_kind) if free else sound)

@@ -88,6 +88,8 @@ class GatePolicy:
         max_slice_values: Values of a slice column that are judged, largest first; a column with more is binned if it is a number.
         numeric_bins: Equal-mass bins of a numeric slice column.
         untestable_share: Holds when slices with more than this share of the rows are not testable.
+        unscored_share: Share of the rows that production may be without a score for (null, as logs of an incumbent have them: they
+            are left out and counted); with more of them the gate fails closed, as it does on NaN.
         repair: Repairs that are tried on a challenger that is not promoted, which is then judged again on users they were not fitted
             on: ``map`` (a strictly increasing curve onto production's scale), ``calibrate`` (onto the labels'). With both, a score is
             mapped, but calibrated where production itself is shown to be off by more than `calibration_margin` and no declared rule
@@ -141,6 +143,7 @@ class GatePolicy:
     max_slice_values: int = 200
     numeric_bins: int = 5
     untestable_share: float = 0.2
+    unscored_share: float = 0.0
     repair: list[str] = field(default_factory=list)
     calibrator: str = AUTO
     repair_share: float = 0.5
@@ -169,6 +172,8 @@ class GatePolicy:
         _within("gate.repair_share", self.repair_share, 0.0, 1.0)
         if self.prove_within < 1:
             raise ConfigError("a pass demands at most the margin", where="gate.prove_within", got=self.prove_within, expected="1 or more")
+        if not 0 <= self.unscored_share < 1:
+            raise ConfigError("out of range", where="gate.unscored_share", got=self.unscored_share, expected="at least 0, below 1")
         if self.calibration_slack < 0 or not 0 <= self.untestable_share <= 1:
             raise ConfigError(
                 "out of range", where="gate.calibration_slack, gate.untestable_share",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ from trainer.job import Job
 from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest, read_partition, read_tail, vocabulary_path
 from trainer.schema.plain import as_plain
 from trainer.schema.policy import GatePolicy
-from trainer.schema.predictions import CHALLENGER, PRODUCTION, VALUE_PRODUCTION
+from trainer.schema.predictions import CHALLENGER, PRODUCTION, VALUE_PRODUCTION, unscored
 from trainer.schema.record import Recorded, read_record
 from trainer.schema.suite import SUITES, SuiteCase
 from trainer.schema.verdict import Check, Verdict
@@ -79,7 +79,7 @@ def evaluate(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Train
         as_plain(days),
     ]
     return job.run.stage(
-        "evaluate", key, produce, lambda: read_evaluation(job.run.path), lambda e: (len(e.predictions), _headline(e.report, config))
+        "evaluate", key, produce, lambda: read_evaluation(job.run.path), lambda e: (len(e.predictions), _headline(e, config))
     )
 
 
@@ -208,11 +208,13 @@ def slice_columns_of(job: Job, evaluation: Evaluation) -> list[str]:
     return slice_columns(evaluation.predictions, job.config.evaluation)
 
 
-def _headline(report: dict[str, Any], config: RetrainConfig) -> str:
+def _headline(evaluation: Evaluation, config: RetrainConfig) -> str:
     action = config.data.gated_actions[0]
     parts = []
     for model in ("challenger", "production", "counting"):
-        entry = report.get(model, {}).get(action)
+        entry = evaluation.report.get(model, {}).get(action)
         if entry and entry.get("ne") is not None:
             parts.append(f"{model} {entry['ne']:.4f}")
-    return f"NE of {action}: " + ", ".join(parts)
+    left_out = int(unscored(evaluation.predictions).sum())
+    words = f"; {left_out:,} rows that production did not score left out" if left_out else ""
+    return f"NE of {action}: " + ", ".join(parts) + words

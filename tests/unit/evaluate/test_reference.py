@@ -1,9 +1,13 @@
 """The value function stands beside every model that scores all its actions."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from trainer.evaluate.run import _with_values
+from trainer.evaluate.run import _production_columns, _with_values
+from trainer.schema.predictions import unscored
 
 
 def _columns(*models: str) -> dict[str, np.ndarray]:
@@ -22,3 +26,15 @@ def test_a_reference_that_lacks_an_action_has_no_value():
     del columns["reference_like"]
     assert "value_reference" not in _with_values(columns, {"click": 1.0, "like": 3.0})
     assert "value_reference" not in _with_values(_columns("production", "challenger"), {"click": 1.0, "like": 3.0})
+
+
+def test_rows_without_a_logged_score_have_no_value_and_are_told_from_scores_that_are_no_number():
+    examples = pa.table({"logged_click": [0.2, None, 0.4, float("nan"), 0.1], "logged_like": [0.0, 0.1, 0.2, 0.3, float("inf")]})
+    spec = SimpleNamespace(logged_scores={"click": "score_click", "like": "score_like"})
+    logged = _production_columns(spec, examples, examples, None, 0, None)
+    columns = _with_values(_columns("challenger") | logged, {"click": 1.0, "like": 3.0})
+    table = pa.table(columns)
+    assert unscored(table).tolist() == [False, True, False, True, False]
+    assert table["value_production"].to_pylist() == [0.2, None, pytest.approx(1.0), None, float("inf")]
+    broken = pa.table(_with_values(_columns("challenger") | {"production_click": np.array([0.1, np.nan, 0, 0, 0])}, {"click": 1.0}))
+    assert not unscored(broken).any(), "a bundle that makes NaN is broken, not silent"

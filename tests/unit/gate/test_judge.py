@@ -315,3 +315,40 @@ def test_nothing_to_judge_is_an_error(policy, no_rules, tmp_path):
     for path in ("absent.parquet", "torn.parquet"):
         with pytest.raises(DataError, match="cannot read the predictions"):
             judge(tmp_path / path, policy(), no_rules)
+
+
+def _without_scores(columns, table, missing_N):
+    judged = table(columns)
+    for name in ("production_click", "production_like", "value_production"):
+        place = judged.column_names.index(name)
+        judged = judged.set_column(place, name, pa.array(np.where(missing_N, np.nan, judged[name].to_numpy()), from_pandas=True))
+    return judged
+
+
+def test_rows_that_production_logged_no_score_for_are_left_out_up_to_a_share(world, policy, no_rules, table):
+    columns = world()
+    missing_N = np.arange(len(columns["user"])) % 20 == 0  # a twentieth
+    judged = _without_scores(columns, table, missing_N)
+    verdict = judge(judged, policy(unscored_share=0.1), no_rules)
+    rows = len(missing_N) - missing_N.sum()
+    expected = judge(table({name: np.asarray(x)[~missing_N] for name, x in columns.items()}), policy(), no_rules)
+    told = [check for check in verdict.checks if check.name == "unscored"]
+    assert [check for check in verdict.checks if check.name != "unscored"] == expected.checks
+    assert verdict.verdict == "PROMOTE" and _find(verdict, "auc", "click").n == rows
+    assert [(check.outcome, check.n) for check in told] == [("pass", len(missing_N))] and "2,000 of 40,000" in told[0].sentence
+
+    for share in (0.0, 0.04):
+        refused = judge(judged, policy(unscored_share=share), no_rules)
+        assert refused.verdict == "REJECT" and "scores/click/all" in refused.failed
+        assert "gate.unscored_share" in _find(refused, "scores", "click").sentence
+
+
+def test_a_score_of_production_that_is_not_a_number_rejects_whatever_share_may_be_missing(world, policy, no_rules, table):
+    columns = world()
+    columns["production_click"][7] = np.nan
+    assert judge(table(columns), policy(unscored_share=0.5), no_rules).verdict == "REJECT"
+    columns = world()
+    judged = table(columns)
+    place = judged.column_names.index("challenger_click")
+    holes = judged.set_column(place, "challenger_click", pa.array([None, *columns["challenger_click"][1:]], pa.float64()))
+    assert judge(holes, policy(unscored_share=0.5), no_rules).verdict == "REJECT"

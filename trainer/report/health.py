@@ -10,29 +10,12 @@ from typing import Any
 
 from trainer.report.artefacts import Artefacts
 from trainer.report.numbers import count, counted, finite, percent
+from trainer.schema.heat import LEVELS, MASKED, OK, Cell, heat_lines
 
 MOST_DAYS = 92  # a quarter fits on the page; older days are summed up in a sentence
 MOST_FEATURES = 40
 MOST_FAULTS = 300
-WHOLE = "(file or day)"
-HARMLESS = ("duplicate_rows", "late_rows")  # counted, and not held against the data
-
-OK, NOTED, MASKED, HEAVY, REFUSED = "ok", "noted", "masked", "heavy", "refused"
-LEVELS = {OK: "", NOTED: "·", MASKED: "–", HEAVY: "=", REFUSED: "×"}
-HEAVY_SHARE = 0.05  # a fault in more than one row of twenty
 ROLES = {"holdout": "judged", "train": "trained on", "seen": "seen by production", "refused": "refused", "unripe": "not ripe"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One day of one column: how bad, and what was seen."""
-
-    level: str
-    words: str
-
-    @property
-    def glyph(self) -> str:
-        return LEVELS[self.level]
 
 
 @dataclass(frozen=True)
@@ -86,6 +69,7 @@ class Health:
         features: Lines of the map: column of the log, and its cells.
         healthy: How many declared features had no fault, in a sentence.
         faults: What was found, day by day.
+        notices: What was strange and is no fault, in sentences.
         left_out: What the page does not show, in a sentence.
     """
 
@@ -96,6 +80,7 @@ class Health:
     features: list[tuple[str, list[Cell]]]
     healthy: str
     faults: list[Fault]
+    notices: list[str]
     left_out: str
 
 
@@ -108,7 +93,8 @@ def health(run: Artefacts) -> Health | None:
     roles = _roles(run)
     most = max((_rows(state)["rows"] for state in shown.values()), default=0)
     days = [_day(day, state, roles.get(day, ""), most) for day, state in shown.items()]
-    lines = _lines(shown)
+    notices = [notice for notice in run.scan.get("notices") or [] if isinstance(notice, Mapping)]
+    lines = heat_lines(shown, notices)
     faults = [_fault(day, fault) for day, state in found.items() for fault in state.get("faults", [])]
     statuses = Counter(str(state.get("status")) for state in found.values())
     words = ", ".join(f"{count(number)} {status}" for status, number in sorted(statuses.items()))
@@ -120,6 +106,7 @@ def health(run: Artefacts) -> Health | None:
         features=lines[:MOST_FEATURES],
         healthy=_healthy(run, [name for name, _ in lines]),
         faults=faults[:MOST_FAULTS],
+        notices=[_notice(notice) for notice in notices[:MOST_FAULTS]],
         left_out=_left_out(len(found) - len(shown), len(lines) - MOST_FEATURES, len(faults) - MOST_FAULTS),
     )
 
@@ -160,36 +147,8 @@ def _roles(run: Artefacts) -> dict[str, str]:
     return found
 
 
-def _lines(days: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[Cell]]]:
-    """One line a column with a fault: the whole days first, then by the number of days it was hit."""
-    cells: dict[str, dict[str, Cell]] = {}
-    for day, state in days.items():
-        by_feature: dict[str, list[Mapping[str, Any]]] = {}
-        for fault in state.get("faults", []):
-            by_feature.setdefault(str(fault.get("feature") or WHOLE), []).append(fault)
-        for name, faults in by_feature.items():
-            cells.setdefault(name, {})[day] = _cell(faults, state)
-        for name in state.get("masked_columns", []):
-            words = cells.get(name, {}).get(day, Cell(OK, "")).words
-            cells.setdefault(str(name), {})[day] = Cell(HEAVY, "; ".join(filter(None, ["masked for the whole day", words])))
-    order = sorted(cells, key=lambda name: (name != WHOLE, -sum(cell.level != NOTED for cell in cells[name].values()), name))
-    return [(name, [cells[name].get(day, Cell(OK, "")) for day in days]) for name in order]
-
-
-def _cell(faults: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> Cell:
-    levels = [_level(fault, state) for fault in faults]
-    words = "; ".join(f"{fault.get('kind')}: {fault.get('evidence')}" for fault in faults[:4])
-    more = f"; and {len(faults) - 4} more" if len(faults) > 4 else ""
-    return Cell(max(levels, key=list(LEVELS).index), words + more)
-
-
-def _level(fault: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    if fault.get("kind") in HARMLESS:
-        return NOTED
-    if state.get("status") == REFUSED and not fault.get("feature"):
-        return REFUSED
-    rows = _rows(state)["rows"]
-    return HEAVY if rows and (finite(fault.get("rows")) or 0) > HEAVY_SHARE * rows else MASKED
+def _notice(notice: Mapping[str, Any]) -> str:
+    return f"{notice.get('day')}: {notice.get('kind')}: {notice.get('what')} ({notice.get('evidence')})"
 
 
 def _fault(day: str, fault: Mapping[str, Any]) -> Fault:

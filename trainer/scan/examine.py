@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from trainer.config import ScanConfig
 from trainer.logs.roles import FEATURE, REQUIRED
 from trainer.scan import relations, values
 from trainer.scan.history import History, Remembered
-from trainer.scan.labels import Counts, disorder, lost_hours, misranked, unripe
+from trainer.scan.labels import LOST_HOURS, Counts, disorder, lost_hours, misranked, unripe
 from trainer.scan.links import ITEM, USER, ends
 from trainer.scan.states import ColumnState
 from trainer.scan.summary import FileState, Ranking, binary_actions, day_state, id_columns, monitored
@@ -83,7 +85,7 @@ def examine_day(
     found += _related(watch, spec, state, repeats, known, {one.feature for one in (*found, *mixed)} | explained)
     counted = memory.counts.rankings(state)
     labels, wrong = _mislabelled(watch, spec, state, counted, memory.history, found)
-    found += [*labels, *wrong, *mixed, *lost_hours(memory.history, state), *disorder(memory.history, state)]
+    found += [*labels, *wrong, *mixed, *lost_hours(memory.history, state, day), *disorder(memory.history, state)]
     remembered = Remembered(
         day,
         state,
@@ -112,6 +114,10 @@ def remember(memory: Memory, examined: Examined, accused: Iterable[str], actions
     bad_actions = {action for action, column in actions.items() if column in bad}
     memory.counts.learn(day.state, bad_actions)
     state = replace(_without(day.state, bad), entity_bins=day.state.entity_bins[:, :0], labels={})
+    if any(
+        one.kind == LOST_HOURS and not one.unsure for one in examined.suspicions
+    ):  # else, once they are half of the days, no hour is missed
+        state = replace(state, hour_H=np.zeros_like(state.hour_H))
     memory.history.add(
         replace(
             day, state=state,

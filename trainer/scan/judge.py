@@ -84,7 +84,7 @@ def judge_day(
     status = "refused" if refused else "ok" if all(fault.action == COUNT for fault in faults) else "masked"
     health = DayHealth(
         status=status, files=[report.file for report in reports], faults=[*faults, *refusals], masked_columns=masked,
-        rows=rows, used=used, dropped=dropped, duplicates=duplicates, late=late, rules=response.rules,
+        rows=rows, used=used, dropped=dropped, duplicates=duplicates, late=late, rules=response.rules, notices=response.notices,
     )  # fmt: skip
     deliveries = np.concatenate([np.zeros(0, np.uint64), *(report.delivery_N for report in reports)])
     return health, Deliveries(deliveries[:0] if refused else deliveries[kept_N], span)

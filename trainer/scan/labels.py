@@ -16,14 +16,16 @@ from trainer.scan.history import History
 from trainer.scan.summary import FileState, Ranking, rank
 from trainer.scan.suspicion import Suspicion
 from trainer.scan.values import Watch
-from trainer.schema.time import HOUR_MS, day_start_ms
+from trainer.schema.time import HOUR_MS, day_start_ms, parse_day
 
+LOST_HOURS = "missing_hours"
+
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _BINS = 1 << 16
 _PRIOR_COUNTS = (5.0, 20.0, 50.0)  # of users, items, contexts
 _FORGET = 0.93  # of the counts are left after a day: half after ten
 _MISSING, _MISSING_SHARE, _LEAST_EXPECTED = 0.05, 0.02, 20
-_HOUR_DAYS = 5  # of history: fewer days hold no weekend, or no working day, and their hours differ
-_FEW_HOUR_DAYS = 2  # of history: from here on an hour that no day was without is missed if it is empty
+_HOUR_DAYS = 2  # of history: from here on an hour that no day was without is missed if it is empty
 _ORDERED, _DISORDERED = 0.02, 0.1
 _UNRIPE, _EXPECTED_POSITIVES = 0.05, 30
 _RANKS, _LEAST_DROP, _FLIPPED_ERRORS = 0.55, 0.01, 3.0
@@ -70,23 +72,31 @@ class Counts:
         return score_N
 
 
-def lost_hours(history: History, state: FileState) -> Iterator[Suspicion]:
+def lost_hours(history: History, state: FileState, day: str) -> Iterator[Suspicion]:
     """Hours without rows in which there used to be some.
 
-    Of few days the quietest counts, and an hour is lost only if it is empty: weekends have other hours, but they have them.
+    Hours belong to weekdays: a service may sleep on Sunday mornings. So an hour is lost if the weekday had it before, and the other days
+    too. Until the weekday has been seen once, an hour that is empty, and that no earlier day was without, is worth a notice and no more.
     """
-    past = [day.state.hour_H / day.state.hour_H.sum() for day in history.days if day.state.hour_H.sum()]
-    if len(past) < _FEW_HOUR_DAYS:
+    past = [(one.day, one.state.hour_H / one.state.hour_H.sum()) for one in history.days if one.state.hour_H.sum()]
+    if len(past) < _HOUR_DAYS:
         return
-    settled = len(past) >= _HOUR_DAYS
-    usual_H = np.median(past, axis=0) if settled else np.min(past, axis=0)
+    every, same = [share_H for _, share_H in past], [share_H for other, share_H in past if _weekday(other) == _weekday(day)]
+    settled = bool(same)
+    usual_H = np.minimum(np.median(every, axis=0), np.median(same, axis=0)) if settled else np.min(every, axis=0)
     present = float(usual_H[state.hour_H > 0].sum())
     expected_H = usual_H * state.hour_H.sum() / max(present, 1e-9)
     lost_H = (state.hour_H <= _MISSING * expected_H * settled) & (expected_H > 0)
     rows = float(expected_H[lost_H].sum())
     if usual_H[lost_H].sum() >= _MISSING_SHARE and rows >= _LEAST_EXPECTED:
         hours = ", ".join(map(str, np.flatnonzero(lost_H)))
-        yield Suspicion("missing_hours", f"no rows in hours {hours}, usually {usual_H[lost_H].sum():.1%} of the day", round(rows))
+        evidence = f"no rows in hours {hours}, usually {usual_H[lost_H].sum():.1%} of the day"
+        unsure = None if settled else f"{len(past)} days of history, and none of them a {_weekday(day)}"
+        yield Suspicion(LOST_HOURS, evidence, round(rows), unsure=unsure)
+
+
+def _weekday(day: str) -> str:
+    return _WEEKDAYS[parse_day(day).weekday()]
 
 
 def disorder(history: History, state: FileState) -> Iterator[Suspicion]:

@@ -5,14 +5,31 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.schema.files import sync, write_text
 from trainer.schema.health import LEDGER_SCHEMA, HealthMap
+from trainer.schema.plain import as_plain
 
 _IN_SCAN = ("kind", "feature", "file", "rows", "evidence")
+
+
+def as_document(health: HealthMap) -> dict[str, Any]:
+    """Returns what ``scan.json`` says: the map without its files, and what is only told."""
+    days = {
+        day: {
+            "status": state.status,
+            "faults": [{name: getattr(fault, name) for name in _IN_SCAN} for fault in state.faults],
+            "masked_columns": state.masked_columns,
+            "rows": {name: getattr(state, name) for name in ("rows", "used", "dropped", "duplicates", "late")},
+        }
+        for day, state in health.days.items()
+    }
+    notices = [as_plain(notice) for state in health.days.values() for notice in state.notices]
+    return {"version": health.version, "days": days, "notices": notices}
 
 
 def write_scan(health: HealthMap, run_dir: Path) -> None:
@@ -27,15 +44,6 @@ def write_scan(health: HealthMap, run_dir: Path) -> None:
     """
     folder = run_dir / "quarantine"
     folder.mkdir(parents=True, exist_ok=True)
-    days = {
-        day: {
-            "status": state.status,
-            "faults": [{name: getattr(fault, name) for name in _IN_SCAN} for fault in state.faults],
-            "masked_columns": state.masked_columns,
-            "rows": {name: getattr(state, name) for name in ("rows", "used", "dropped", "duplicates", "late")},
-        }
-        for day, state in health.days.items()
-    }
     faults = [fault for state in health.days.values() for fault in state.faults]
     table = pa.table({name: [getattr(fault, name) for fault in faults] for name in LEDGER_SCHEMA.names}, schema=LEDGER_SCHEMA)
     path = folder / "ledger.parquet"
@@ -46,4 +54,4 @@ def write_scan(health: HealthMap, run_dir: Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    write_text(run_dir / "scan.json", json.dumps({"version": health.version, "days": days}, indent=1, ensure_ascii=False) + "\n")
+    write_text(run_dir / "scan.json", json.dumps(as_document(health), indent=1, ensure_ascii=False) + "\n")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from trainer.config import ScanConfig
 from trainer.logs.roles import KEY, LABEL, REQUIRED
 from trainer.scan.suspicion import Suspicion
-from trainer.schema.health import CellRule, Fault
+from trainer.schema.health import CellRule, Fault, Notice
 
 COUNT, MASK, ROW, REFUSE, STOP = "count", "mask", "quarantine_row", "refuse_day", "stop"
 
@@ -29,12 +29,14 @@ class Response:
         rules: Cells and rows.
         faults: Rows of the ledger that no rule will write.
         accused: Columns that must not enter the history.
+        notices: What is only told.
     """
 
     masked: list[str] = field(default_factory=list)
     rules: list[CellRule] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     accused: frozenset[str] = frozenset()
+    notices: list[Notice] = field(default_factory=list)
 
 
 def respond(
@@ -50,10 +52,12 @@ def respond(
         ranks: Whether production, or the counting model, still ranks the day's labels.
         config: Policy.
     """
-    response = Response(accused=frozenset(one.feature for one in suspicions if one.feature))
+    notices = [Notice(kind=one.kind, day=day, what=one.evidence, evidence=one.unsure) for one in suspicions if one.unsure]
+    sure = [one for one in suspicions if not one.unsure]
+    response = Response(accused=frozenset(one.feature for one in sure if one.feature), notices=notices)
     features = [name for name, role in roles.items() if role not in (KEY, LABEL)]
-    together = _moved_together(suspicions, len(features), ranks, config)
-    for one in suspicions:
+    together = _moved_together(sure, len(features), ranks, config)
+    for one in sure:
         if one in together:
             fault = _fault(day, replace(one, kind="moved_together", evidence=f"{one.kind}: {one.evidence}; production still ranks"), COUNT)
             response = replace(response, faults=[*response.faults, fault])

@@ -112,7 +112,7 @@ def _response(reading: Reading, day: str, examined: Examined) -> Response:
     vital = {column for columns in _trained_labels(spec) for column in columns}
     roles = monitored(spec, reading.expected.types)
     response = respond(day, examined.suspicions, roles, vital, examined.ranks, config)
-    return Response(response.masked, [*repairs_of(day, config), *response.rules], response.faults, response.accused)
+    return replace(response, rules=[*repairs_of(day, config), *response.rules])
 
 
 def _trained_labels(spec: LogSpec) -> list[set[str]]:

@@ -18,6 +18,7 @@ class Suspicion:
         values: The values themselves, as text, where single cells or rows are meant.
         bounds: Smallest and largest believable value, for the same purpose.
         from_ms: First event time that is meant.
+        unsure: Why too little is known to call it a fault; it is then told as a notice and has no consequences.
     """
 
     kind: str
@@ -28,3 +29,4 @@ class Suspicion:
     values: list[str] = field(default_factory=list)
     bounds: tuple[float | None, float | None] | None = None
     from_ms: int | None = None
+    unsure: str | None = None

@@ -56,6 +56,23 @@ class Fault:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something strange of which too little is known to call it a fault: told, held against nobody, and nothing is done about it.
+
+    Attributes:
+        kind: Name of the catalogue that it would have as a fault.
+        day: Business day.
+        what: What was seen.
+        evidence: Why that is not enough.
+    """
+
+    kind: str
+    day: str
+    what: str
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellRule:
     """What scan decided about some cells or rows of a day; rebuild applies it in the same place.
 
@@ -128,6 +145,7 @@ class DayHealth:
         duplicates: Repeated deliveries of a row that is used; no fault.
         late: Used rows that became known only after the business day of their event; no fault.
         rules: Cells made null, rows left out and repairs, beyond what the files' own entries say.
+        notices: What was strange and is no fault; without consequences.
     """
 
     status: str
@@ -140,6 +158,7 @@ class DayHealth:
     duplicates: int = 0
     late: int = 0
     rules: list[CellRule] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

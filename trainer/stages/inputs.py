@@ -42,9 +42,9 @@ def scan(job: Job) -> HealthMap:
 
     def tell(health: HealthMap) -> tuple[int, str]:
         states = [state.status for state in health.days.values()]
-        return sum(
-            state.rows for state in health.days.values()
-        ), f"{len(states)} days, {states.count('masked')} masked, {states.count('refused')} refused"
+        words = f"{len(states)} days, {states.count('masked')} masked, {states.count('refused')} refused"
+        notices = sum(len(state.notices) for state in health.days.values())
+        return sum(state.rows for state in health.days.values()), words + f", {notices} only told" * bool(notices)
 
     # A folder is scanned again when a file of it changed since: name, size or time of change.
     key = [as_plain(job.config.data), as_plain(job.config.scan), job.days, _listing(job)]

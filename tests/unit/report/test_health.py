@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from trainer.report.artefacts import Artefacts, read_artefacts
-from trainer.report.health import HEAVY, MASKED, MOST_DAYS, NOTED, OK, REFUSED, WHOLE, Health, health, status_line
+from trainer.report.health import MOST_DAYS, Health, health, status_line
+from trainer.schema.heat import HEAVY, MASKED, NOTED, OK, REFUSED, WHOLE
 from trainer.schema.summary import Summary
 from trainer.schema.time import add_days
 
@@ -22,9 +23,12 @@ def day(status: str, *faults: dict[str, Any], masked: tuple[str, ...] = ()) -> d
     return {"status": status, "faults": list(faults), "masked_columns": list(masked), "rows": rows}
 
 
-def of(days: dict[str, Any], data: dict[str, Any] | None = None, features: list[str] | None = None) -> Health:
+def of(
+    days: dict[str, Any], data: dict[str, Any] | None = None, features: list[str] | None = None, notices: list[dict[str, Any]] | None = None
+) -> Health:
     run = Artefacts(
-        run_dir=Path(), summary=Summary(verdict=None, as_of="2022-05-04", status="done", data=data or {}), scan={"days": days},
+        run_dir=Path(), summary=Summary(verdict=None, as_of="2022-05-04", status="done", data=data or {}),
+        scan={"days": days, "notices": notices or []},
         config={"data": {"features": {name: {} for name in features or []}}},
     )  # fmt: skip
     found = health(run)
@@ -55,6 +59,14 @@ def test_the_worst_fault_of_a_cell_decides_and_all_are_told() -> None:
 def test_a_column_masked_for_a_day_is_on_the_map_without_a_fault() -> None:
     found = of({"2022-05-01": day("masked", masked=("hour",)), "2022-05-02": day("ok")})
     assert [(name, [cell.level for cell in cells]) for name, cells in found.features] == [("hour", [HEAVY, OK])]
+
+
+def test_a_notice_is_told_and_accuses_nobody() -> None:
+    notice = {"day": "2022-05-02", "kind": "missing_hours", "what": "no rows in hours 6, 7", "evidence": "4 days of history"}
+    found = of({"2022-05-01": day("ok"), "2022-05-02": day("ok", fault("late_rows", None, 1))}, notices=[notice])
+    assert found.notices == ["2022-05-02: missing_hours: no rows in hours 6, 7 (4 days of history)"] and found.sentence.endswith("2 ok.")
+    [(name, [before, cell])] = found.features
+    assert (name, before.level, cell.level) == (WHOLE, OK, NOTED) and "late_rows" in cell.words and "hours 6, 7" in cell.words
 
 
 def test_whole_days_come_first_then_the_columns_hit_most() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.unit.scan.conftest import DAYS, LAST, ROWS, events, specification, with_column, write
+from tests.unit.scan.conftest import DAYS, LAST, ROWS, events, scan_run, specification, with_column, write
 from trainer.config import ScanConfig
 from trainer.config.inputs import ReleaseRule, RepairRule
 from trainer.errors import ConfigError, DataError
 from trainer.logs.deliver import delivered
 from trainer.rebuild.plan import content_hash
-from trainer.scan import check_budget
-from trainer.scan.history import History, share_noise, share_scale
+from trainer.scan import check_budget, write_scan
+from trainer.scan.examine import Examined, Memory, remember
+from trainer.scan.history import History, Remembered, share_noise, share_scale
+from trainer.scan.labels import lost_hours
+from trainer.scan.summary import FileState
 from trainer.schema.logs import ActionSpec, ColumnSpec
 from trainer.schema.time import add_days, days_between, parse_day
 
@@ -150,7 +154,6 @@ def test_a_flip_at_a_base_rate_of_one_half_is_refused_although_no_mean_moves(roo
 
 def test_injected_scores_find_what_the_log_cannot_tell(root, inline):
     """No logged scores, and nothing to count: every user and item is new every day. Production itself still knows."""
-    from tests.unit.scan.conftest import scan_run
 
     def alone(day, flip=False):
         table = events(day, base=-0.17)
@@ -271,25 +274,64 @@ def test_lost_hours_and_disorder(judge, root):
     assert only(health, "out_of_order", None).action == "count" and health.days[LAST].status == "ok"
 
 
-@pytest.mark.parametrize("earlier", [1, 2, 4])
-def test_lost_hours_are_told_as_soon_as_two_days_are_known(judge, earlier):
-    """Of two days nobody knows what a weekend looks like: a quiet hour is no lost one, an empty one is."""
+def without_hours(first, last, share=0.0):
+    """Leaves a share of the rows of some hours."""
 
-    def thinned(share):
-        def change(table):
-            hour = (table["ts"].to_numpy() // 3_600_000) % 24
-            return table.filter(pa.array((hour < 9) | (hour >= 12) | (RNG.random(len(table)) < share)))
+    def change(table):
+        hour = (table["ts"].to_numpy() // 3_600_000) % 24
+        return table.filter(pa.array((hour < first) | (hour > last) | (RNG.random(len(table)) < share)))
 
-        return change
+    return change
 
-    quiet = judge({DAYS[earlier]: thinned(0.03)})
-    assert found(quiet, DAYS[earlier]) == set(), "some rows are left"
-    health = judge({DAYS[earlier]: thinned(0.0)})
-    lost = [fault for fault in health.days[DAYS[earlier]].faults if fault.kind == "missing_hours"]
-    assert len(lost) == (earlier >= 2)
-    for fault in lost:
-        assert "9, 10, 11" in fault.evidence and abs(fault.rows - (ROWS - health.days[DAYS[earlier]].used)) < 0.25 * ROWS / 8
-    assert all(not found(health, day) for day in DAYS if day != DAYS[earlier])
+
+@pytest.mark.parametrize("earlier", [1, 2, 6])
+def test_hours_lost_before_the_weekday_was_seen_are_a_notice(judge, tmp_path, earlier):
+    """Nobody knows yet what this weekday looks like: a quiet hour is nothing, an empty one is told, and nobody is accused."""
+    day = DAYS[earlier]
+    assert not judge({day: without_hours(9, 11, share=0.03)}).days[day].notices, "some rows are left"
+    health = judge({day: without_hours(9, 11)})
+    assert all(not found(health, one) and state.status == "ok" for one, state in health.days.items())
+    notices = [notice for state in health.days.values() for notice in state.notices]
+    assert [(notice.kind, notice.day) for notice in notices] == [("missing_hours", day)] * (earlier >= 2)
+    write_scan(health, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "scan.json").read_text())["notices"] == [vars(notice) for notice in notices]
+    assert "missing_hours" not in pq.read_table(tmp_path / "run" / "quarantine" / "ledger.parquet")["kind"].to_pylist()
+    for notice in notices:
+        weekday = f"none of them a {parse_day(day):%A}"
+        assert "9, 10, 11" in notice.what and f"{earlier} days of history" in notice.evidence and weekday in notice.evidence
+
+
+@pytest.mark.parametrize("earlier", [7, 8])
+def test_hours_lost_once_the_weekday_was_seen_are_a_fault(judge, earlier):
+    day = DAYS[earlier]
+    health = judge({day: without_hours(9, 11, share=0.01)})
+    fault = only(health, "missing_hours", None, day)
+    assert "9, 10, 11" in fault.evidence and abs(fault.rows - (ROWS - health.days[day].used)) < 0.25 * ROWS / 8
+    assert health.days[day].status == "masked" and not any(state.notices for state in health.days.values())
+
+
+def test_days_with_lost_hours_do_not_make_them_usual(judge):
+    health = judge({day: without_hours(9, 11) for day in DAYS[7:]})
+    assert all(found(health, day) == {("missing_hours", None)} for day in DAYS[7:])
+    past = History(28, 3, 0.05)
+    for number in range(24):
+        state = FileState(rows=100, hour_H=np.where(np.arange(25) == 9, 0, 4) if number >= 7 else np.full(25, 4))
+        day = add_days(DAYS[0], number)
+        examined = Examined(list(lost_hours(past, replace(state, hour_H=20 * state.hour_H), day)), True, Remembered(day, state))
+        assert len(examined.suspicions) == (number >= 7), f"{day}: {number - 7} such days, and the hour was forgotten"
+        remember(memory := Memory(past), examined, (), {}, healthy=True)
+        past = memory.history
+
+
+def test_hours_in_which_a_weekday_sleeps_are_not_missed(root, inline):
+    """Closed on Sunday mornings: a notice the first time, no fault afterwards; and a Monday that does the same is told."""
+    days = days_between("2024-05-06", "2024-05-20")
+    for day in days:
+        asleep = parse_day(day).weekday() == 6 or day == days[-1]
+        write(root, day, without_hours(4, 9)(events(day)) if asleep else events(day))
+    health = scan_run.scan(specification(root), days, ScanConfig())
+    assert {day for day, state in health.days.items() if state.notices} == {"2024-05-12"}
+    assert {day for day in days if found(health, day)} == {"2024-05-20"}
 
 
 def test_two_producers_in_one_day(judge, root):
@@ -315,8 +357,6 @@ def test_too_little_history_accuses_nobody(judge):
 
 def test_weekends_may_differ(root, inline):
     """A feature that doubles every Saturday and Sunday: strange against the last days, usual for the weekday."""
-    from tests.unit.scan.conftest import scan_run
-
     days = days_between("2024-05-06", add_days("2024-05-06", 5 * 7 - 1))
     for day in days:
         factor = 40.0 if parse_day(day).weekday() >= 5 else 1.0

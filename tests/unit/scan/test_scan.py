@@ -18,7 +18,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.logs.decode import carries_checksums, healthy_rows, open_parquet
 from trainer.logs.roles import source_columns
 from trainer.scan import check_budget, discover_days, run, scan, write_scan
-from trainer.scan.show import print_health
+from trainer.scan.show import heat_map, print_health
 from trainer.scan.workers import Call, Failure, ReaderPool
 from trainer.schema.health import FAULT_KINDS, LEDGER_SCHEMA, DayHealth, Fault, HealthMap
 from trainer.schema.logs import ActionSpec, ColumnSpec, LayoutSpec, LogSpec, TimeSpec
@@ -383,6 +383,27 @@ def test_run_prints_and_writes(root, tmp_path, capsys):
     with pytest.raises(DataError, match="no day of the log"):
         run(ScanRunConfig(run_dir=str(tmp_path / "run"), as_of="2020-01-01", data=log(root), scan=CONFIG))
     print_health(health, Console(width=200))
+
+
+def test_the_heat_map_has_a_line_a_column_and_a_character_a_day(root):
+    flip(root / f"dt={BAD}" / "part-0.parquet", "price")
+    health, _ = scanned(root)
+    title, dates, tens, units, *lines = [text.plain for text in heat_map(health, 100)]
+    assert "– masked or set aside" in title and f"{DAYS[0]} to {DAYS[-1]}" in dates
+    [line] = lines
+    assert line.startswith("price") and line.index("=") == len("price") + 2 + DAYS.index(BAD) and len(line) == len("price") + 2 + len(DAYS)
+    assert tens.strip() + units.strip() == "".join(day[8] for day in DAYS) + "".join(day[9] for day in DAYS)
+    assert heat_map(HealthMap(days={day: state for day, state in health.days.items() if day != BAD}), 100) == []
+
+
+def test_a_heat_map_of_many_days_goes_on_below(root):
+    flip(root / f"dt={BAD}" / "part-0.parquet", "price")
+    health, _ = scanned(root)
+    bad, good = health.days[BAD], health.days[DAYS[0]]
+    days = days_between("2026-01-01", "2026-02-19")
+    texts = [text.plain for text in heat_map(HealthMap(days={day: bad if day == days[-1] else good for day in days}), 37)]
+    assert [text[7:] for text in texts if text.startswith("price")] == [" " * 30, " " * 19 + "="]
+    assert [text.strip() for text in texts if " to " in text] == ["2026-01-01 to 2026-01-30", "2026-01-31 to 2026-02-19"]
 
 
 def test_no_logs_at_all(tmp_path):

@@ -27,7 +27,7 @@ from trainer.errors import CheckpointError
 from trainer.schema.files import write_text
 
 INDEX_VERSION = 1
-_TAKEN_ROWS = 1 << 11  # rows between two releases of pages: the system maps up to 64 KB around each
+_TAKEN_ROWS = 1 << 9  # rows between two releases of pages: the system maps up to 64 KB around each
 SHARD_BYTES = 1 << 31
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}

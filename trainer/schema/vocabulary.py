@@ -21,6 +21,7 @@ VOCABULARY_VERSION = 1
 PAD_ROW = 0
 OOV_ROW = 1
 RESERVED_ROWS = 2
+_HASHED_KEYS = 1_000_000  # keys looked up at once: Arrow's table of them takes 50 MB, and beyond 2^20 at once four times as much
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,13 @@ class Vocabulary:
             return np.full(len(ids), OOV_ROW, np.int64)
         alike = ids.type == self.keys.type or (pa.types.is_integer(ids.type) and pa.types.is_integer(self.keys.type))
         common = self.keys.type if alike else pa.string()  # text is the one type that every id can be written in
-        index = pc.index_in(ids.cast(common), value_set=self.keys.cast(common), skip_nulls=True)
-        return np.asarray(pc.fill_null(index, OOV_ROW - RESERVED_ROWS), np.int64) + RESERVED_ROWS
+        asked, rows = ids.cast(common), np.full(len(ids), OOV_ROW, np.int64)
+        for start in range(0, len(self.keys), _HASHED_KEYS):
+            found = pc.index_in(asked, value_set=self.keys[start : start + _HASHED_KEYS].cast(common), skip_nulls=True)
+            for first in range(0, len(found), _HASHED_KEYS):
+                place = np.asarray(pc.fill_null(found[first : first + _HASHED_KEYS], -1))
+                np.copyto(rows[first : first + len(place)], place + np.int64(start + RESERVED_ROWS), where=place >= 0)
+        return rows
 
     def write(self, path: Path) -> None:
         """Writes the file; same vocabulary, same bytes."""

@@ -125,7 +125,7 @@ def tensor_blocks(
     places = both.places()
     added = None
     if both.axes[0].startswith("vocab:") and rules.new_ids != "zero" and bool((places[0].index < 0).any()):
-        added = new_rows(both, places[0].index, read, rules.noise, seed)
+        added = new_rows(both, places[0].index, read, rules.noise, seed).__getitem__
     factors = [place.weight for place in places]
     for rows in blocks:
         # No name for the block: it would live on while the next one is built.
@@ -139,7 +139,7 @@ def moved(
     start: int,
     stop: int,
     factors: Sequence[np.ndarray | None],
-    added: Tensor | None = None,
+    added: Callable[[slice], Tensor] | None = None,
 ) -> Tensor:
     """Fills rows [start, stop) of a tensor from production's.
 
@@ -150,7 +150,8 @@ def moved(
         start: First row.
         stop: Row behind the last.
         factors: Factor on entries of each dimension; None for 1.
-        added: float64 [new rows, width of production], rows of new ids in row order; None leaves them as `out` has them.
+        added: Returns float64 [new rows, width of production] for some of the new ids, counted in row order; None leaves them as `out`
+            has them.
 
     Returns:
         `out`.
@@ -169,7 +170,7 @@ def moved(
     if added is not None and (index < 0).any():
         earlier = int((places[0].index[:start] < 0).sum())
         rows = np.flatnonzero(index < 0)
-        _write(out, rows, added[earlier : earlier + len(rows)], places[1:], [None, *factors[1:]])
+        _write(out, rows, added(slice(earlier, earlier + len(rows))), places[1:], [None, *factors[1:]])
     return out
 
 

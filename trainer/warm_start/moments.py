@@ -27,6 +27,7 @@ from trainer.warm_start.plan import pair
 from trainer.warm_start.rows import Read, grouped_means
 from trainer.warm_start.side import Side
 
+_RATED_IDS = 1 << 20  # ids whose dates are read at once
 # State -> the power of the gradient it holds; 0 for counts of steps.
 STATES = {"exp_avg": 1, "exp_avg_sq": 2, "sum": 2, "last": 0, "step": 0}
 
@@ -113,6 +114,11 @@ class StateStart:
         group: int64 [new rows], group of each new row.
     """
 
+    def new(self, part: slice) -> Tensor:
+        """Returns float64 [some new rows, width of production]."""
+        assert self.rows is not None and self.group is not None
+        return self.rows[torch.from_numpy(self.group[part])]
+
     level: float
     rows: Tensor | None = None
     group: np.ndarray | None = None
@@ -129,17 +135,18 @@ def begin_state(both: Pair, state: str, places: list[Place], read: Read) -> Stat
     axis, new = both.axes[0], np.flatnonzero(places[0].index < 0)
     table = axis.startswith("vocab:")
     grown = any((place.index < 0).any() for place in places[table:])
-    start = StateStart(float(grouped_means(read, np.zeros(places[0].size, np.int64), np.ones(places[0].size), 1).mean()) if grown else 0.0)
+    start = StateStart(float(grouped_means(read, np.zeros(places[0].size, np.int8), None, 1).mean()) if grown else 0.0)
     if not table or not len(new):
         return start
-    octave = np.concatenate([np.full(RESERVED_ROWS, -1), _octave(both.target.vocabularies[axis[6:]])])
-    kept = np.flatnonzero(places[0].index >= RESERVED_ROWS)
-    if not len(kept):
+    octave = np.concatenate([np.zeros(RESERVED_ROWS, np.int8), _octave(both.target.vocabularies[axis[6:]])])
+    kept = places[0].index >= RESERVED_ROWS
+    known = np.unique(octave[kept])
+    if not len(known):
         return start
-    known, code = np.unique(octave[kept], return_inverse=True)
-    group_R = np.full(places[0].size, -1)
-    group_R[places[0].index[kept]] = code
-    means = grouped_means(read, group_R, np.ones(places[0].size), len(known))
+    group_R = np.full(places[0].size, -1, np.int8)  # there are at most 128 octaves
+    for group, level in enumerate(known):
+        group_R[places[0].index[kept & (octave == level)]] = group
+    means = grouped_means(read, group_R, None, len(known))
     return StateStart(start.level, means, np.minimum(np.searchsorted(known, octave[new]), len(known) - 1))
 
 
@@ -160,7 +167,7 @@ def state_blocks(both: Pair, state: str, places: list[Place], read: Read, dtype:
     begin = begin_state(both, state, places, read)
     free = [replace(place, zero=np.zeros(len(place.index), bool)) for place in places]
     factors = [None if place.gradient is None else place.gradient ** STATES[state] for place in places]
-    added = None if begin.rows is None or begin.group is None else begin.rows[torch.from_numpy(begin.group)]
+    added = None if begin.rows is None else begin.new
     shape = [len(place.index) for place in places]
     for start in range(0, shape[0], max(block_rows, 1)):
         stop = min(start + block_rows, shape[0])
@@ -168,10 +175,14 @@ def state_blocks(both: Pair, state: str, places: list[Place], read: Read, dtype:
 
 
 def _octave(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns int64 [ids]: floor of log2 of each id's events a day, between its first and its last day."""
-    days = pc.add(_days_between(vocabulary.first_seen, vocabulary.last_seen), 1)
-    rate = np.maximum(vocabulary.count_V, 1) / np.maximum(np.asarray(days, np.float64), 1)
-    return np.floor(np.log2(rate)).astype(np.int64)
+    """Returns int8 [ids]: floor of log2 of each id's events a day, between its first and its last day."""
+    octave = np.empty(len(vocabulary.keys), np.int8)
+    for start in range(0, len(octave), _RATED_IDS):
+        part = slice(start, start + _RATED_IDS)
+        days = pc.add(_days_between(vocabulary.first_seen[part], vocabulary.last_seen[part]), 1)
+        rate = np.maximum(vocabulary.count_V[part], 1) / np.maximum(np.asarray(days, np.float64), 1)
+        octave[part] = np.floor(np.log2(rate))
+    return octave
 
 
 def _days_between(first: pa.Array, last: pa.Array) -> pa.Array:

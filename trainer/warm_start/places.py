@@ -18,7 +18,7 @@ import numpy as np
 
 from trainer.errors import CheckpointError
 from trainer.schema.transfer import AxisMove
-from trainer.schema.vocabulary import OOV_ROW, RESERVED_ROWS
+from trainer.schema.vocabulary import RESERVED_ROWS
 from trainer.warm_start.names import Renames
 from trainer.warm_start.side import Side
 
@@ -59,12 +59,16 @@ class Place:
 
     def move(self, axis: str) -> AxisMove:
         """Describes the dimension for the report."""
-        kept = np.unique(self.index[self.index >= 0])
-        new = len(self.index) - len(kept)
+        kept = int(self.arrived().sum())
+        new = len(self.index) - kept
         scale = float(self.weight[0]) if self.weight is not None and self.fill != "copy" else 1.0
-        return AxisMove(
-            axis=axis, kept=len(kept), new=new, dropped=self.size - len(kept), coverage=self.coverage, fill=self.fill, scale=scale
-        )
+        return AxisMove(axis=axis, kept=kept, new=new, dropped=self.size - kept, coverage=self.coverage, fill=self.fill, scale=scale)
+
+    def arrived(self) -> np.ndarray:
+        """Returns bool [entries of the source]: which of them the target has."""
+        mask = np.zeros(self.size + 1, bool)
+        mask[self.index] = True  # the -1 of new entries marks the one behind the last
+        return mask[:-1]
 
 
 @dataclass(frozen=True)
@@ -155,29 +159,28 @@ class Pair:
 
     def _keyed(self, axis: str, old_axis: str, before: int, after: int) -> Place:
         index, traffic = self._by_key(axis, old_axis)
-        if len(index) != after or len(traffic) != before:
+        table = axis.startswith("vocab:")
+        reserved = RESERVED_ROWS if table else 0
+        if len(index) != after or reserved + len(traffic) != before:
             raise CheckpointError(
                 "a tensor does not fit its keys",
                 where=self.new,
                 got=f"{before} entries in production, {after} in the challenger",
-                expected=f"{len(traffic)} and {len(index)} entries of {axis}",
+                expected=f"{reserved + len(traffic)} and {len(index)} entries of {axis}",
             )
-        kept = np.zeros(before, bool)
-        kept[index[index >= 0]] = True
-        total = traffic.sum()
-        coverage = float(traffic[kept].sum() / total) if total > 0 else float(kept.mean()) if before else 1.0
-        table = axis.startswith("vocab:")
+        kept = Place(index, index, before).arrived()
+        total = traffic.sum(dtype=np.float64)
+        arrived = traffic.sum(dtype=np.float64, where=kept[reserved:])
+        coverage = float(arrived / total) if total > 0 else float(kept.mean()) if before else 1.0
         fill = self.new_ids if table else "init" if axis == "output" and self.new.endswith(".bias") else "zero"
         zero = (index < 0) & (fill == "zero")
         return Place(index, zero, before, fill=fill, coverage=coverage)
 
     def _by_key(self, axis: str, old_axis: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns int64 [target entries]: source entry of the same key, -1 for new keys; float64 [source entries]: traffic."""
+        """Returns int64 [target entries]: source entry of the same key, -1 for new keys; and the traffic of the source's keys."""
         if axis.startswith("vocab:"):
-            old, new = self.source.vocabularies[old_axis[6:]], self.target.vocabularies[axis[6:]]
-            row_V = old.lookup(new.keys)
-            index = np.concatenate([np.arange(RESERVED_ROWS), np.where(row_V == OOV_ROW, -1, row_V)])
-            return index, np.concatenate([np.zeros(RESERVED_ROWS), old.count_V.astype(np.float64)])
+            old = self.source.vocabularies[old_axis[6:]]
+            return self.target.rows_in(old, axis[6:]), old.count_V
         known = list(self.target.keys[axis])
         renamed = [self.renames(key, known) for key in self.source.keys[axis]]
         place = {key: number for number, key in enumerate(renamed)}

@@ -165,7 +165,7 @@ def _carried(blank: TensorFate, both: Pair, stacked: bool, reason: str) -> Tenso
 def _arrives(axis: str, place: Place) -> float:
     if axis.startswith("vocab:"):
         return place.coverage
-    return len(np.unique(place.index[place.index >= 0])) / place.size if place.size else 1.0
+    return float(place.arrived().mean()) if place.size else 1.0
 
 
 def _mismatch(both: Pair, found: Origins) -> str | None:

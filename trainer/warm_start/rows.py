@@ -19,25 +19,28 @@ BLOCK_ROWS = 1 << 13
 Read = Callable[[np.ndarray], Tensor]  # rows by int64 index, ascending where that is faster; [rows, ...]
 
 
-def grouped_means(read: Read, group_R: np.ndarray, weight_R: np.ndarray, groups: int) -> Tensor:
+def grouped_means(read: Read, group_R: np.ndarray, weight_R: np.ndarray | None, groups: int) -> Tensor:
     """Averages rows by group, a block at a time.
 
     Args:
         read: Reads rows.
-        group_R: int64, group of each row; -1 for rows that count nowhere.
-        weight_R: float64, weight of each row.
+        group_R: Integers, group of each row; -1 for rows that count nowhere.
+        weight_R: float64, weight of each row; None for 1.
         groups: Number of groups.
 
     Returns:
         float64 [groups, ...]; zero for empty groups.
     """
-    member = np.flatnonzero((group_R >= 0) & (weight_R > 0))
     total = torch.zeros(groups, dtype=torch.float64)
     sums: Tensor | None = None
-    for start in range(0, len(member), BLOCK_ROWS):
-        index = member[start : start + BLOCK_ROWS]
-        rows, weight = read(index).double(), torch.from_numpy(weight_R[index])
-        group = torch.from_numpy(group_R[index])
+    for start in range(0, len(group_R), BLOCK_ROWS):
+        weight_B = np.ones(len(group_R[start : start + BLOCK_ROWS])) if weight_R is None else weight_R[start : start + BLOCK_ROWS]
+        member = np.flatnonzero((group_R[start : start + BLOCK_ROWS] >= 0) & (weight_B > 0))
+        if not len(member):
+            continue
+        index = start + member
+        rows, weight = read(index).double(), torch.from_numpy(weight_B[member])
+        group = torch.from_numpy(group_R[index].astype(np.int64))
         if sums is None:
             sums = torch.zeros(groups, *rows.shape[1:], dtype=torch.float64)
         sums.index_add_(0, group, rows * weight.view(-1, *[1] * (rows.ndim - 1)))
@@ -58,19 +61,20 @@ def new_rows(both: Pair, index: np.ndarray, read: Read, noise: float, seed: int)
         seed: Seed of the noise.
 
     Returns:
-        float64 [new ids, width of production], in row order.
+        float64 [new ids, width of production], in row order; a view of one row where all are alike.
     """
     new = np.flatnonzero(index < 0)
-    trained = np.arange(RESERVED_ROWS, both.source.shapes[both.old][0])
-    everyone = np.where(np.arange(len(trained) + RESERVED_ROWS) < RESERVED_ROWS, -1, 0)
+    everyone = np.zeros(both.source.shapes[both.old][0], np.int8)
+    everyone[:RESERVED_ROWS] = -1
+    trained = len(everyone) - RESERVED_ROWS
     unseen = read(np.array([OOV_ROW])).double()
-    if both.new_ids == "mean" and len(trained):
-        rows = grouped_means(read, everyone, np.ones(len(everyone)), 1).repeat(len(new), 1)
+    if both.new_ids == "mean" and trained:
+        rows = grouped_means(read, everyone, None, 1).expand(len(new), -1)
     elif both.new_ids == "neighbours":
         rows = _neighbours(both, new, read, unseen)
     else:
-        rows = unseen.repeat(len(new), 1)
-    if noise > 0 and len(trained) > 1:
+        rows = unseen.expand(len(new), -1)
+    if noise > 0 and trained > 1:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(both.new.encode()))
         drawn = torch.randn(len(new), *rows.shape[1:], generator=generator, dtype=torch.float64)
         rows = rows + drawn * (noise * _deviation(read, everyone))
@@ -79,9 +83,8 @@ def new_rows(both: Pair, index: np.ndarray, read: Read, noise: float, seed: int)
 
 def _deviation(read: Read, everyone: np.ndarray) -> float:
     """Standard deviation of the trained rows' elements around their mean row."""
-    one = np.ones(len(everyone))
-    mean = grouped_means(read, everyone, one, 1)
-    square = grouped_means(lambda index: read(index).double() ** 2, everyone, one, 1)
+    mean = grouped_means(read, everyone, None, 1)
+    square = grouped_means(lambda index: read(index).double() ** 2, everyone, None, 1)
     return math.sqrt(max(float((square - mean**2).mean()), 0.0))
 
 
@@ -123,4 +126,4 @@ def mean_row(read: Read, vocabulary: Vocabulary) -> Tensor:
     if not len(traffic):
         return read(np.array([OOV_ROW]))[0].double()
     weight_R = np.concatenate([np.zeros(RESERVED_ROWS), traffic if traffic.sum() > 0 else np.ones(len(traffic))])
-    return grouped_means(read, np.zeros(len(weight_R), np.int64), weight_R, 1)[0]
+    return grouped_means(read, np.zeros(len(weight_R), np.int8), weight_R, 1)[0]

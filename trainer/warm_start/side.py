@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from trainer.schema.vocabulary import Vocabulary
+from trainer.schema.vocabulary import OOV_ROW, RESERVED_ROWS, Vocabulary
 
 # Options of a shape that change the function without changing any tensor's shape: both sides must agree on them.
 _OPTIONS = ("norm", "final_norm_eps", "activation", "rotary", "padding")
@@ -32,6 +33,7 @@ class Side:
         normed_layers: First blocks that hand on the normalised stream: none of those can be the identity.
         sha256: Hash of the bundle, empty for a ranker that is not a bundle yet.
         items: Item vocabulary, and the table of its items' features in vocabulary order; None where nobody needs it.
+        matched: Vocabulary -> the other side's, and what `rows_in` found in it.
     """
 
     shapes: Mapping[str, Sequence[int]]
@@ -47,6 +49,7 @@ class Side:
     normed_layers: int = 0
     sha256: str = ""
     items: tuple[str, pa.Table] | None = None
+    matched: dict[str, tuple[Vocabulary, np.ndarray]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -83,6 +86,18 @@ class Side:
             sha256=sha256,
             items=None if items is None else (shape.item_vocabulary, items),
         )
+
+    def rows_in(self, old: Vocabulary, name: str) -> np.ndarray:
+        """Returns int64 [rows]: the row of each id of a vocabulary in production's, -1 for new ids; reserved rows keep their place.
+
+        Matching millions of ids takes seconds, and weights and every moment ask for the same: it is done once.
+        """
+        if name not in self.matched or self.matched[name][0] is not old:
+            rows = np.concatenate([np.arange(RESERVED_ROWS), old.lookup(self.vocabularies[name].keys)])
+            rows[RESERVED_ROWS:][rows[RESERVED_ROWS:] == OOV_ROW] = -1
+            rows.flags.writeable = False
+            self.matched[name] = (old, rows)
+        return self.matched[name][1]
 
     def layer_normed(self, axis: str) -> bool:
         """Tells whether a LayerNorm runs over an axis: then zeros beside the old entries would move its mean and variance."""

@@ -60,3 +60,25 @@ def test_ids_that_cannot_be_the_logs_are_refused(old):
 )
 def test_an_id_is_found_as_a_number_or_as_text_and_everything_else_is_unknown(keys, asked, rows):
     assert vocabulary(keys).lookup(pa.array(asked)).tolist() == rows
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
+def test_keys_looked_up_a_part_at_a_time_give_the_same_rows(monkeypatch, kind):
+    keys = pa.array(np.random.default_rng(0).permutation(20)).cast(kind)
+    asked = pa.concat_arrays([keys[3:15], pa.array([None, 77, 78], pa.int64()).cast(kind), keys[:5]])
+    whole = vocabulary(keys).lookup(asked)
+    monkeypatch.setattr("trainer.schema.vocabulary._HASHED_KEYS", 7)
+    assert np.array_equal(vocabulary(keys).lookup(asked), whole)
+    assert whole.tolist() == [*range(5, 17), 1, 1, 1, *range(2, 7)]
+
+
+def test_matching_many_ids_takes_arrow_no_table_of_all_of_them():
+    ids = vocabulary(np.random.default_rng(0).permutation(2_500_000))
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        ids.lookup(ids.keys)
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 40 * len(ids.keys), "all at once 80 bytes and more an id"

@@ -1,13 +1,20 @@
 """A plan carried out shard by shard writes the bytes that it gives in memory."""
 
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from tests import small, warm
 from trainer.checkpoint.shards import Layout, ShardReader, ShardWriter, read_sharded, write_sharded
-from trainer.warm_start import Rules, apply, carry_moments, plan, stream
+from trainer.schema.vocabulary import Vocabulary
+from trainer.warm_start import Rules, Side, apply, carry_moments, plan, stream
+from trainer.warm_start.apply import InMemory
 from trainer.warm_start.stream import load, stream_moments, stream_weights
 
+TABLE = "embedding.item.weight"
 RULES = [
     {},
     {"new_ids": "mean", "noise": 0.5},
@@ -53,3 +60,41 @@ def test_the_same_bytes_as_in_memory(tmp_path, monkeypatch, architecture, rules)
     writer.close()
     got = read_sharded(tmp_path / "state.safetensors")
     assert got.keys() == wanted.keys() and all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def table(keys, width=1):
+    """One table as a side: what a transfer of millions of ids is made of."""
+    days = pa.array(["2026-01-01"] * len(keys))
+    ids = Vocabulary("item", pa.array(keys), np.ones(len(keys), np.int64), days, days)
+    return Side(
+        shapes={TABLE: (len(keys) + 2, width)}, axes={TABLE: ("vocab:item", "dim")}, dtypes={TABLE: "float32"},
+        keys={"numeric": (), "output": (), "history_action": ()}, vocabularies={"item": ids}, architecture="sasrec", heads=1,
+        dim=width, norm_eps=1e-6,
+    )  # fmt: skip
+
+
+def test_beside_blocks_a_transfer_holds_little_an_id():
+    count = 400_000
+    source, target = table(np.arange(count)), table(np.random.default_rng(0).permutation(np.arange(4_000, count + 4_000)))
+    states = {f"{TABLE}/{state}": torch.float32 for state in ("exp_avg", "exp_avg_sq")}
+    old = InMemory({name: torch.ones(count + 2, 1) for name in (TABLE, *states)})
+    rows = []
+
+    def write(name, blocks):
+        rows.extend(len(block) for block in blocks)
+
+    tracemalloc.start()  # numpy's arrays; torch's blocks are not seen
+    transfer = plan(source, target)
+    stream_weights(transfer, source, target, old, lambda _, part: torch.empty(part.stop - part.start, 1), write, lambda _: 1000)
+    stream_moments(transfer, source, target, old, states, write, lambda _: 1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(rows) == 3 * (count + 2) and max(rows) <= 1000
+    assert peak < 40 * count, f"{peak / count:.0f} bytes an id"
+
+
+def test_ids_are_matched_once_for_each_production():
+    one, two, target = table([5, 3, 9]), table([9, 5]), table([3, 5, 7])
+    first = target.rows_in(one.vocabularies["item"], "item")
+    assert first.tolist() == [0, 1, 3, 2, -1] and target.rows_in(one.vocabularies["item"], "item") is first
+    assert target.rows_in(two.vocabularies["item"], "item").tolist() == [0, 1, -1, 3, -1]

@@ -114,9 +114,8 @@ def remember(memory: Memory, examined: Examined, accused: Iterable[str], actions
     bad_actions = {action for action, column in actions.items() if column in bad}
     memory.counts.learn(day.state, bad_actions)
     state = replace(_without(day.state, bad), entity_bins=day.state.entity_bins[:, :0], labels={})
-    if any(
-        one.kind == LOST_HOURS and not one.unsure for one in examined.suspicions
-    ):  # else, once they are half of the days, no hour is missed
+    # Else no hour would be missed any more once it was lost on half of the days.
+    if any(one.kind == LOST_HOURS and not one.unsure for one in examined.suspicions):
         state = replace(state, hour_H=np.zeros_like(state.hour_H))
     memory.history.add(
         replace(

@@ -23,10 +23,10 @@ from torch import Tensor
 
 import models
 from models.batch import Batch
-from models.losses import full_softmax, sampled_softmax
 from models.negatives import SharedNegatives
 from models.packing import pack
 from models.ranker import Ranker, RankerShape
+from models.softmax import full_softmax, sampled_softmax
 from trainer import __version__
 from trainer.checkpoint import Bundle, build_ranker, read_bundle, write_bundle
 from trainer.config import FitConfig, ModelConfig, RetrainConfig

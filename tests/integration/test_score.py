@@ -121,12 +121,16 @@ def test_unknown_users_and_items_and_days_after_the_log_are_scored(released, sim
         assert np.isfinite(written[name].to_numpy()).all()
 
 
-def test_history_and_counters_move_with_the_time_of_the_row(released, simulated, judged):
+def test_history_and_counters_move_with_the_time_of_the_row(released, simulated, judged, capsys):
     row = judged.slice(0, 1).select(["user", "item"])
     times = pa.array(judged["time"].slice(0, 1).to_numpy() - np.array([5, 0]) * 86_400_000)
     rows = pa.table({name: pa.concat_arrays([row[name].combine_chunks()] * 2) for name in ("user", "item")} | {"time": times})
     early, late = asked(released, simulated, rows)["score_click"].to_pylist()
     assert early != late
+    own = [name for name in judged.column_names if name not in ("user", "item", "time")]
+    assert f"has no column {', '.join(own)}: scored as missing" in capsys.readouterr().out
+    asked(released, simulated, judged.slice(0, 2))
+    assert "missing" not in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_scored_gets_one_clear_error(released, simulated, judged):

@@ -85,7 +85,7 @@ def examine_day(
     found += _related(watch, spec, state, repeats, known, {one.feature for one in (*found, *mixed)} | explained)
     counted = memory.counts.rankings(state)
     labels, wrong = _mislabelled(watch, spec, state, counted, memory.history, found)
-    found += [*labels, *wrong, *mixed, *lost_hours(memory.history, state, day), *disorder(memory.history, state)]
+    found += [*labels, *wrong, *mixed, *lost_hours(memory.history, state, day, spec.timezone), *disorder(memory.history, state)]
     remembered = Remembered(
         day,
         state,

@@ -8,6 +8,7 @@ Shape suffixes: H hours, E entities, N rows, K hashed ids.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -16,7 +17,7 @@ from trainer.scan.history import History
 from trainer.scan.summary import FileState, Ranking, rank
 from trainer.scan.suspicion import Suspicion
 from trainer.scan.values import Watch
-from trainer.schema.time import HOUR_MS, day_start_ms, parse_day
+from trainer.schema.time import DAY_MS, HOUR_MS, SECOND_MS, day_end_ms, day_start_ms, parse_day, timezone
 
 LOST_HOURS = "missing_hours"
 
@@ -72,21 +73,35 @@ class Counts:
         return score_N
 
 
-def lost_hours(history: History, state: FileState, day: str) -> Iterator[Suspicion]:
-    """Hours without rows in which there used to be some.
+def clock_hours(hour_H: np.ndarray, day: str, zone: str) -> np.ndarray:
+    """Adds up the hours since midnight by the hour on the clock, [24].
+
+    They differ on the two days a year on which daylight saving begins, so that no clock shows one of the hours, and ends.
+    """
+    start, end = day_start_ms(day, zone), day_end_ms(day, zone)
+    if end - start == DAY_MS:
+        return hour_H[:24]
+    at = [dt.datetime.fromtimestamp(ms / SECOND_MS, timezone(zone)).hour for ms in range(start, end, HOUR_MS)]
+    return np.bincount(at, weights=hour_H[: len(at)], minlength=24)
+
+
+def lost_hours(history: History, state: FileState, day: str, zone: str) -> Iterator[Suspicion]:
+    """Hours (on the clock) without rows in which there used to be some.
 
     Hours belong to weekdays: a service may sleep on Sunday mornings. So an hour is lost if the weekday had it before, and the other days
     too. Until the weekday has been seen once, an hour that is empty, and that no earlier day was without, is worth a notice and no more.
     """
-    past = [(one.day, one.state.hour_H / one.state.hour_H.sum()) for one in history.days if one.state.hour_H.sum()]
+    had = [(one.day, clock_hours(one.state.hour_H, one.day, zone)) for one in history.days]
+    past = [(other, hour_H / hour_H.sum()) for other, hour_H in had if hour_H.sum()]
     if len(past) < _HOUR_DAYS:
         return
     every, same = [share_H for _, share_H in past], [share_H for other, share_H in past if _weekday(other) == _weekday(day)]
     settled = bool(same)
     usual_H = np.minimum(np.median(every, axis=0), np.median(same, axis=0)) if settled else np.min(every, axis=0)
-    present = float(usual_H[state.hour_H > 0].sum())
-    expected_H = usual_H * state.hour_H.sum() / max(present, 1e-9)
-    lost_H = (state.hour_H <= _MISSING * expected_H * settled) & (expected_H > 0)
+    hour_H, exists_H = clock_hours(state.hour_H, day, zone), clock_hours(np.ones_like(state.hour_H), day, zone) > 0
+    present = float(usual_H[hour_H > 0].sum())
+    expected_H = usual_H * hour_H.sum() / max(present, 1e-9)
+    lost_H = (hour_H <= _MISSING * expected_H * settled) & (expected_H > 0) & exists_H
     rows = float(expected_H[lost_H].sum())
     if usual_H[lost_H].sum() >= _MISSING_SHARE and rows >= _LEAST_EXPECTED:
         hours = ", ".join(map(str, np.flatnonzero(lost_H)))

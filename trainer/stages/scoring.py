@@ -36,7 +36,8 @@ def score(config: ScoreConfig) -> int:
     Unknown users have an empty history, unknown items the vocabulary's row for such.
 
     Memory does not grow with the rows. They are read three times (keys, features, all columns), and beside the output lie, until it
-    is renamed into place, a copy of their keys and features and 8 bytes a row and score.
+    is renamed into place, a copy of their keys and features and 8 bytes a row and score. Features of the log that the
+    file does not have are scored as missing, and a line says so.
 
     Returns:
         The number of rows.
@@ -48,6 +49,8 @@ def score(config: ScoreConfig) -> int:
     """
     bundle, rows = _bundle(config), _Rows(config)
     rows.check()
+    if absent := [name for name in config.data.features if name not in rows.schema.names]:
+        print(f"{config.input} has no column {', '.join(absent)}: scored as missing")
     out, actions = Path(config.out), [action.name for action in bundle.manifest.inputs.actions]
     with ExitStack() as stack:
         with _writing(out):

@@ -20,7 +20,7 @@ from trainer.rebuild.plan import content_hash
 from trainer.scan import check_budget, write_scan
 from trainer.scan.examine import Examined, Memory, remember
 from trainer.scan.history import History, Remembered, share_noise, share_scale
-from trainer.scan.labels import lost_hours
+from trainer.scan.labels import clock_hours, lost_hours
 from trainer.scan.summary import FileState
 from trainer.schema.logs import ActionSpec, ColumnSpec
 from trainer.schema.time import add_days, days_between, parse_day
@@ -234,13 +234,27 @@ def test_ids(judge, root):
     salted = judge({LAST: column("user", lambda x: (x * 7919 + 13) % 2900 + 500)})
     assert only(salted, "resalted_ids", "user").action == "count" and salted.days[LAST].used == ROWS, "strangers are no lie"
     write(root, LAST, events(LAST))
-    assert only(judge({LAST: column("user", lambda x: 0 * x)}), "id_collapse", "user").action == "refuse_day"
+    assert only(judge({LAST: column("item", lambda x: 0 * x)}), "id_collapse", "item").action == "refuse_day"
     write(root, LAST, events(LAST))
     foreign = np.arange(ROWS) % 300 == 0
     health = judge({LAST: column("item", lambda x: np.where(foreign, np.where(np.arange(ROWS) % 600 == 0, 2**40 + x, -5), x))})
     fault = only(health, "out_of_range_id", "item")
     assert fault.rows == foreign.sum() == health.days[LAST].dropped and fault.action == "quarantine_row"
     assert len(read(root, health)) == ROWS - foreign.sum()
+
+
+def test_users_under_one_name_become_strangers_and_their_rows_are_kept(judge, root):
+    health = judge({LAST: column("user", lambda x: np.where(np.arange(ROWS) % 10 == 0, x, 0))})
+    fault, state, table = only(health, "id_collapse", "user"), health.days[LAST], read(root, health)
+    assert (fault.action, fault.rows, state.status, state.used) == ("mask", ROWS - ROWS // 10, "masked", ROWS)
+    before, after = events(LAST), table["user"].to_numpy()
+    kept = np.arange(ROWS) % 10 == 0
+    assert np.array_equal(after[kept], before["user"].to_numpy()[kept]), "the users that are there stay"
+    assert (after[~kept] < 0).all() and len(np.unique(after[~kept])) > 0.99 * (~kept).sum(), "nobody meets a stranger twice"
+    for name in set(table.column_names) - {"user"}:
+        assert table[name].to_pylist() == before[name].to_pylist(), name
+    refusing = judge(config=ScanConfig(actions={"id_collapse": "refuse_day"}))
+    assert refusing.days[LAST].status == "refused", "whoever wants it otherwise says so"
 
 
 def test_a_bot_is_left_out_and_not_held_against_the_day(judge, root):
@@ -317,10 +331,26 @@ def test_days_with_lost_hours_do_not_make_them_usual(judge):
     for number in range(24):
         state = FileState(rows=100, hour_H=np.where(np.arange(25) == 9, 0, 4) if number >= 7 else np.full(25, 4))
         day = add_days(DAYS[0], number)
-        examined = Examined(list(lost_hours(past, replace(state, hour_H=20 * state.hour_H), day)), True, Remembered(day, state))
+        examined = Examined(list(lost_hours(past, replace(state, hour_H=20 * state.hour_H), day, "UTC")), True, Remembered(day, state))
         assert len(examined.suspicions) == (number >= 7), f"{day}: {number - 7} such days, and the hour was forgotten"
         remember(memory := Memory(past), examined, (), {}, healthy=True)
         past = memory.history
+
+
+def test_an_hour_that_daylight_saving_takes_is_not_lost_and_one_beside_it_is():
+    """Berlin, open from 1 to 22 h on the clock: on 31 March 2024 nobody saw 2 h, and 22 h is the 22nd hour of the day, not the 23rd."""
+    zone, open_H = "Europe/Berlin", (np.arange(25) >= 1) & (np.arange(25) <= 22)
+    past = History(28, 3, 0.05)
+    for day in days_between("2024-03-11", "2024-03-30"):
+        state = FileState(rows=1000, hour_H=40 * open_H)
+        remember(memory := Memory(past), Examined([], True, Remembered(day, state)), (), {}, healthy=True)
+        past = memory.history
+    short_H = 40 * ((np.arange(25) >= 1) & (np.arange(25) <= 21))
+    assert not list(lost_hours(past, FileState(rows=1000, hour_H=short_H), "2024-03-31", zone))
+    short_H[20] = 0
+    [found] = lost_hours(past, FileState(rows=1000, hour_H=short_H), "2024-03-31", zone)
+    assert "hours 21," in found.evidence
+    assert clock_hours(np.arange(25), "2024-10-27", zone).tolist() == [0, 1, 2 + 3, *range(4, 25)], "2 h comes twice in autumn"
 
 
 def test_hours_in_which_a_weekday_sleeps_are_not_missed(root, inline):
@@ -454,10 +484,25 @@ def test_a_night_reads_only_new_files(judge, inline, root, tmp_path):
     assert not inline.calls and found(stricter) == {("zero_filled", "price")}, "policy is applied to what is remembered"
 
 
-def test_a_busy_day_after_a_quiet_history_of_rows(judge, root):
+def test_rows_that_are_missing_without_a_reason_refuse_the_day_and_lost_hours_are_a_reason(judge, root):
     write(root, LAST, events(LAST).slice(0, 1800))
-    health = judge(config=ScanConfig(actions={"missing_hours": "count"}))
-    assert ("too_few_rows", None) in found(health) and health.days[LAST].status == "refused"
+    health = judge()
+    assert found(health) == {("missing_hours", None)} and health.days[LAST].status == "masked", "the rest of the hours is whole"
+    write(root, LAST, events(LAST).take(pa.array(np.arange(0, ROWS, 2))))
+    health = judge()
+    assert found(health) == {("too_few_rows", None)} and health.days[LAST].status == "refused", "every hour is half empty"
+    write(root, LAST, events(LAST).take(pa.array(np.arange(0, 1800, 2))))
+    assert ("too_few_rows", None) in found(judge()), "lost hours do not excuse the others"
+
+
+def test_a_day_is_refused_when_most_of_its_rows_are_bad(judge):
+    def broken(share):
+        return column("ts", lambda x: np.where(np.arange(ROWS) % 100 < share, 1000 * x, x))
+
+    some = judge({LAST: broken(30)})
+    assert only(some, "time_unit", "ts").rows == some.days[LAST].dropped == 0.3 * ROWS and some.days[LAST].status == "masked"
+    most = judge({LAST: broken(60)})
+    assert ("too_many_bad_rows", None) in found(most) and most.days[LAST].status == "refused"
 
 
 def test_unverified_files(judge, root):

@@ -1,6 +1,7 @@
 """Treatment of conformed columns: what scan decided about cells and rows, and repairs that somebody declared.
 
 Scan and rebuild apply the same rules to the same columns, so counts reconcile and a released rule brings back exactly what it took.
+A user cannot be null: whoever is masked becomes a stranger, somebody without a past whom nobody meets again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.logs.conform import Finding
+from trainer.logs.hashing import combine, hash_ids
 from trainer.logs.normalise import instant_ms
 from trainer.schema.health import CellRule
 from trainer.schema.logs import LogSpec
@@ -42,6 +44,8 @@ def treat(table: pa.Table, spec: LogSpec, rules: Sequence[CellRule], path: str) 
         if rule.drop:
             rows = int((hit_N & keep_N).sum())
             keep_N &= ~hit_N
+        elif rule.feature == spec.user:
+            table = _estranged(table, spec, hit_N)
         else:
             table = _nulled(table, rule.feature, hit_N)
         findings.append(Finding(rule.kind, rule.feature, rows, "quarantine_row" if rule.drop else "mask", rule.evidence))
@@ -76,6 +80,19 @@ def _equal(column: pa.ChunkedArray, values: Sequence[str]) -> np.ndarray:
 
 def _nulled(table: pa.Table, name: str, hit_N: np.ndarray) -> pa.Table:
     return table.set_column(table.column_names.index(name), name, pc.if_else(pa.array(hit_N), None, table[name]))
+
+
+def _estranged(table: pa.Table, spec: LogSpec, hit_N: np.ndarray) -> pa.Table:
+    """Gives the user of each event that is hit a name of its own; an event that is delivered twice has the same one twice."""
+    event = instant_ms(table, spec.event_time, spec.timezone)
+    parts = [table[name] for name in (spec.item, spec.event_id) if name]
+    hash_N = combine(hash_ids(pa.array(event.value_N)), *(hash_ids(part) for part in parts))
+    users = table[spec.user]
+    if pa.types.is_string(users.type):
+        names = pa.array([f"stranger-{code:016x}" for code in hash_N.tolist()], users.type)
+    else:
+        names = pa.array(-1 - (hash_N >> np.uint64(2)).astype(np.int64)).cast(users.type)
+    return table.set_column(table.column_names.index(spec.user), spec.user, pc.if_else(pa.array(hit_N), names, users))
 
 
 def _repaired(table: pa.Table, rule: CellRule) -> tuple[pa.Table, Finding]:

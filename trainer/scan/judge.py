@@ -13,6 +13,7 @@ from trainer.errors import DataError
 from trainer.logs.layout import DayFolder
 from trainer.logs.normalise import first_deliveries
 from trainer.logs.roles import EXTRA, FEATURE, REQUIRED
+from trainer.scan.labels import LOST_HOURS
 from trainer.scan.respond import COUNT, MASK, REFUSE, STOP, Response, released
 from trainer.scan.verify import FileReport
 from trainer.schema.expression import columns_of
@@ -292,7 +293,8 @@ def _refusals(
     if rows and dropped / rows > config.max_bad_rows_share:
         reasons.append(("too_many_bad_rows", None, f"{dropped} of {rows} rows set aside, more than {config.max_bad_rows_share:.1%}"))
     usual = _usual_rows(folder.day, past.rows)
-    if usual and used < config.min_rows_share * usual:
+    known = dropped + sum(fault.rows for fault in faults if fault.kind == LOST_HOURS)  # set aside or lost, but no riddle
+    if usual and used + known < config.min_rows_share * usual:
         reasons.append(("too_few_rows", None, f"{used} usable rows, usual {usual:g}"))
     watched = [name for name, role in roles.items() if role in (REQUIRED, FEATURE)]
     gone = [name for name in watched if name in masked]

@@ -14,10 +14,9 @@ COUNT, MASK, ROW, REFUSE, STOP = "count", "mask", "quarantine_row", "refuse_day"
 
 _DEFAULTS = {
     "null_spike": COUNT, "missing_hours": MASK, "out_of_order": COUNT, "label_leak": STOP, "future_leakage": STOP, "bot_user": ROW,
-    "out_of_range_id": ROW, "label_flip": REFUSE, "label_noise": REFUSE, "labels_all_zero": REFUSE, "id_collapse": REFUSE,
+    "out_of_range_id": ROW, "label_flip": REFUSE, "label_noise": REFUSE, "labels_all_zero": REFUSE,
 }  # fmt: skip
 _SOFT = ("unit_change", "shuffled_column", "resalted_ids", "sentinel_spike")  # what a world that moved can look like
-_CELLS = ("sentinel_spike", "unripe_labels", "out_of_range_id", "bot_user", "mixed_version")  # answered cell by cell or row by row
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def action_of(one: Suspicion, roles: Mapping[str, str], vital: set[str], config:
     """Returns what policy and the column's role ask for: a key or a trained label cannot be null, so its day is refused.
 
     Users or items under new names are strangers, not lies: their rows teach the rest, and refusing the day costs more than keeping it
-    (`scripts/bench/garbage_days.py`).
+    (`scripts/bench/garbage_days.py`). Users under one name are made strangers (`trainer.logs.treat`) for the same reason.
     """
     if one.kind == "resalted_ids" and roles.get(one.feature or "") == KEY and one.kind not in config.actions:
         return COUNT
@@ -80,7 +79,7 @@ def action_of(one: Suspicion, roles: Mapping[str, str], vital: set[str], config:
         spared = action == REFUSE and one.kind not in config.actions and roles.get(one.feature or "") == LABEL and one.feature not in vital
         return REFUSE if needed else MASK if spared else action
     role = roles.get(one.feature)
-    if one.kind in _CELLS:
+    if one.names_cells:
         return ROW if action == ROW and role == KEY else MASK
     return REFUSE if role in (KEY, REQUIRED) or one.feature in vital else MASK
 
@@ -112,7 +111,7 @@ def _answered(response: Response, day: str, one: Suspicion, roles: Mapping[str, 
     if released(fault, config):
         evidence = f"released: {one.evidence}"
         return replace(response, faults=[*response.faults, replace(fault, action=COUNT, evidence=evidence)])
-    if one.kind in _CELLS and action in (ROW, MASK):
+    if one.names_cells and action in (ROW, MASK):
         return replace(response, rules=[*response.rules, _rule(one, drop=action == ROW)])
     masked = [*response.masked, one.feature] if action == MASK and one.feature else response.masked
     return replace(response, masked=masked, faults=[*response.faults, fault])

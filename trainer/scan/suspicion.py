@@ -30,3 +30,8 @@ class Suspicion:
     bounds: tuple[float | None, float | None] | None = None
     from_ms: int | None = None
     unsure: str | None = None
+
+    @property
+    def names_cells(self) -> bool:
+        """Whether single cells or rows are meant, not the whole column or day."""
+        return bool(self.values or self.bounds or self.file) or self.from_ms is not None

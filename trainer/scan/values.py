@@ -161,7 +161,8 @@ def collapsed(watch: Watch, name: str, state: ColumnState) -> Suspicion | None:
     share = count / state.valid
     usual = max((max(one.top.values(), default=0) / max(one.valid, 1) for _, one in watch.history.of_column(name)), default=0.0)
     if share >= _COLLAPSED and share > 2 * usual:
-        return Suspicion("id_collapse", f"{share:.1%} of rows have {name} {value}, usual at most {usual:.1%}", count, name)
+        who = [value] if name == watch.user else []  # rows of users can be told apart again, those of items cannot
+        return Suspicion("id_collapse", f"{share:.1%} of rows have {name} {value}, usual at most {usual:.1%}", count, name, values=who)
     if name == watch.user and share >= watch.bot_share and share > 5 * usual:
         return Suspicion("bot_user", f"{share:.1%} of rows have {name} {value}, usual at most {usual:.1%}", count, name, values=[value])
     return None

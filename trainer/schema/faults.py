@@ -73,7 +73,7 @@ _CATALOGUE = (
     FaultKind(29, "future_leakage", VALUES, "stop"),
     FaultKind(30, "out_of_range_id", IDS, "rows"),
     FaultKind(31, "resalted_ids", IDS, "count"),
-    FaultKind(32, "id_collapse", IDS, "day"),
+    FaultKind(32, "id_collapse", IDS, "cells"),
     FaultKind(33, "duplicate_rows", ROWS, "count"),
     FaultKind(34, "duplicate_file", ROWS, "count", weekly=True),
     FaultKind(35, "missing_hours", ROWS, "count", weekly=True),

@@ -43,6 +43,22 @@ def test_cells(rule, expected):
         assert result[name].equals(table()[name])
 
 
+def test_a_masked_user_is_a_stranger_by_event():
+    rule = CellRule(kind="id_collapse", feature="u", evidence="", values=["0"])
+    columns = {"u": [0, 0, 0, 7], "i": ["a", "b", "a", "a"], "t": [10, 10, 10, 10], "a": [0, 1, 0, 1]}
+    whole, part = pa.table(columns), pa.table(columns).slice(1)
+    result, [finding], dropped = treat(whole, SPEC, [rule], "f")
+    one, other, again, known = result["u"].to_pylist()
+    assert known == 7 and one == again != other and max(one, other) < 0 and (finding.rows, finding.action, dropped) == (3, "mask", 0)
+    assert treat(part, SPEC, [rule], "another file")[0]["u"].to_pylist() == [other, again, known], "wherever it is delivered"
+    texts = whole.set_column(0, "u", pa.array(["0", "0", "0", "x"]))
+    named = treat(texts, SPEC, [rule], "f")[0]["u"]
+    assert named.type == pa.string() and len(set(named.to_pylist())) == 3 and named.to_pylist()[3] == "x"
+    from_event = LogSpec(**{**vars(SPEC), "event_id": "e"})
+    distinct = treat(whole.append_column("e", pa.array([1, 2, 3, 4])), from_event, [rule], "f")[0]["u"].to_pylist()
+    assert len(set(distinct)) == 4
+
+
 def test_rows_are_left_out_once():
     rules = [
         CellRule(kind="k", feature="u", evidence="", drop=True, values=["2"]),
@@ -53,11 +69,11 @@ def test_rows_are_left_out_once():
 
 
 def test_repairs_come_first_and_other_files_are_left_alone():
-    repair = CellRule(kind="repaired", feature="u", evidence="", multiply=10.0)
-    mask = CellRule(kind="k", feature="u", evidence="", minimum=25.0)
+    repair = CellRule(kind="repaired", feature="t", evidence="", multiply=10.0)
+    mask = CellRule(kind="k", feature="t", evidence="", minimum=250.0)
     result, findings, _ = applied(mask, repair)
-    assert result["u"].to_pylist() == [None, None, 30, 40] and [finding.kind for finding in findings] == ["repaired", "k"]
-    assert result.schema.field("u").type == pa.int64()
+    assert result["t"].to_pylist() == [None, None, 300, 400] and [finding.kind for finding in findings] == ["repaired", "k"]
+    assert result.schema.field("t").type == pa.int64()
     other, findings, dropped = applied(CellRule(kind="k", feature="u", evidence="", file="g", drop=True))
     assert other.equals(table()) and not findings and not dropped
     real, _, _ = applied(CellRule(kind="repaired", feature="x", evidence="", multiply=0.5))

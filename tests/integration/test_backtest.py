@@ -105,6 +105,7 @@ def test_the_same_command_goes_on_from_what_is_there(done, simulated, capsys):
     assert all(line.endswith("(kept)") for line in lines if line.startswith(("train", "judge")))
 
 
-def test_too_few_days_are_refused(simulated, tmp_path):
+@pytest.mark.parametrize("many", [("nights=5",), ("nights=2", "behind=3")], ids="+".join)
+def test_too_few_days_are_refused(simulated, tmp_path, many):
     with pytest.raises(DataError, match="too few days"):
-        backtest(configure_backtest(*overrides(simulated, tmp_path, "nights=5")))
+        backtest(configure_backtest(*overrides(simulated, tmp_path, *many)))

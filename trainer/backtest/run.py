@@ -105,14 +105,15 @@ def _open(config: BacktestConfig) -> Replay:
 def _nights(replay: Replay) -> list[str]:
     """Returns the day on which production would have been judged, and the judged days."""
     days = [day for day, state in replay.health.days.items() if state.status != "refused"]
-    needed = replay.config.nights + 2
+    nights, behind = replay.config.nights, replay.config.behind
+    needed = nights + behind + 2
     if len(days) < needed:
         raise DataError(
             "too few days: production needs one to train on, and one new day follows before the first judged one",
-            where=replay.config.data.root, got=f"{len(days)} usable days", expected=f"at least {needed} for nights={replay.config.nights}",
-            remedy="lower nights=",
+            where=replay.config.data.root, got=f"{len(days)} usable days",
+            expected=f"at least {needed} for nights={nights} behind={behind}", remedy="lower nights= or behind=",
         )  # fmt: skip
-    return days[-replay.config.nights - 1 :]
+    return [days[-nights - behind - 1], *days[-nights:]]
 
 
 def _trained(arm: Arm) -> Bundle:

@@ -52,6 +52,8 @@ class BacktestConfig(RetrainConfig):
 
     Attributes:
         nights: Last days of the log that are judged, a night of training before each.
+        behind: Days by which production is further behind than one: the first night learns as many more at once, which shows more of
+            a curve than a day does.
         baseline: Arm that every other one is compared with on the same rows: production continued.
         reference: Arm whose compute is the unit and whose quality is to be reached, where an arm names no other: the new model
             from scratch on all days.
@@ -63,6 +65,7 @@ class BacktestConfig(RetrainConfig):
     """
 
     nights: int = 7
+    behind: int = 0
     baseline: str = "production_continued"
     reference: str = "scratch_all"
     tolerance: float = 0.002
@@ -73,6 +76,8 @@ class BacktestConfig(RetrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("nights", self.nights)
+        if self.behind < 0:
+            raise ConfigError("a number of days is not negative", where="behind", got=self.behind)
         positive("tolerance", self.tolerance)
         own = {f"arms.{name}.reference": arm.reference for name, arm in self.arms.items() if arm.reference is not None}
         for where, name in {"baseline": self.baseline, "reference": self.reference, **own}.items():

@@ -104,6 +104,8 @@ class ScheduleConfig:
         warmup_steps: Steps of a cold run's warm-up.
         rewarm_steps: Steps of a warm run's re-warm-up.
         warm_factor: Factor on the learning rate of a warm run: a night adds to years of training, it does not replace them.
+        fresh_factor: The same for entries outside the tables that production did not have (added layers, heads and widths, another
+            trunk): nothing was learned there that a large step could lose. At least `warm_factor`; null takes that.
         serving: What is served: ``ema`` (the trunk's average, `fit.ema_decay`), ``annealed`` (a copy that leaves the trunk before
             the end and is annealed on the same batches) or ``trunk``.
         anneal_share: Last share of the steps that the annealed copy makes beside the trunk: what it costs, in steps.
@@ -113,12 +115,18 @@ class ScheduleConfig:
     warmup_steps: int = 50
     rewarm_steps: int = 20
     warm_factor: float = 0.3
+    fresh_factor: float | None = None
     serving: str = "ema"
     anneal_share: float = 0.0
     anneal_to: float = 0.1
 
     def __post_init__(self) -> None:
         choice("schedule.serving", self.serving, ("ema", "annealed", "trunk"))
+        if self.fresh_factor is not None and not self.warm_factor <= self.fresh_factor:
+            raise ConfigError(
+                "what production never trained learns no slower than what it did", where="schedule.fresh_factor", got=self.fresh_factor,
+                expected=f"{self.warm_factor:g} (schedule.warm_factor) or more",
+            )  # fmt: skip
         if not 0 <= self.anneal_share < 1:
             raise ConfigError("a share lies in [0, 1)", where="schedule.anneal_share", got=self.anneal_share)
         if (self.anneal_share > 0) != (self.serving == "annealed"):

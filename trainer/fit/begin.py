@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from trainer.schema.plain import as_plain
 from trainer.schema.transfer import Rules, TransferPlan, plan_sha256
 from trainer.schema.vocabulary import Vocabulary
 from trainer.warm_start import Parity, Side, carry_moments, merge, plan, verify
+from trainer.warm_start.apply import new_entries
 from trainer.warm_start.measure import measure_new_items, measure_removed
 from trainer.warm_start.names import Renames
 from trainer.warm_start.plan import refused
@@ -42,12 +43,14 @@ class Start:
         ranker: With its starting weights.
         moments: Carried optimizer state; empty where it starts afresh.
         report: Transfer report of a warm start.
+        fresh: Parameter outside the tables -> bool, the entries that production did not have.
         origin: What a merge after training needs: plan, both sides and the starting weights; None unless one is asked for.
     """
 
     ranker: Ranker
     moments: dict[str, dict[str, Tensor]]
     report: dict[str, Any] | None
+    fresh: dict[str, Tensor] = field(default_factory=dict)
     origin: tuple[TransferPlan, Side, Side, dict[str, Tensor]] | None = None
 
 
@@ -104,7 +107,8 @@ def begin(
             moments = carry_moments(transfer, source, target, stored, new_rows=settings.new_rows)
     report = transfer_report(transfer, parity, source, target) | measured
     kept = {name: tensor.clone() for name, tensor in ranker.state_dict().items()} if settings.merge_alpha < 1 else {}
-    return Start(ranker, moments, report, (transfer, source, target, kept) if kept else None)
+    fresh = new_entries(transfer, source, target)
+    return Start(ranker, moments, report, fresh, (transfer, source, target, kept) if kept else None)
 
 
 def _show_refused(transfer: TransferPlan, settings: WarmStartConfig, source: Side, target: Side) -> None:

@@ -14,6 +14,7 @@ from models.losses import ranker_loss, teacher_loss
 from models.ranker import Ranker
 from trainer.config import DistillConfig, OptimizerConfig
 from trainer.errors import CheckpointError
+from trainer.fit.schedule import Fresh
 from trainer.fit.tables import MOMENTS, TableOptimizer
 
 
@@ -77,10 +78,14 @@ class Optimizers:
     Args:
         learner: What they train.
         config: Settings.
+        fresh: Which entries move further than the others.
     """
 
-    def __init__(self, learner: Learner, config: OptimizerConfig) -> None:
+    def __init__(self, learner: Learner, config: OptimizerConfig, fresh: Fresh | None = None) -> None:
         self.learner = learner
+        self.fresh = fresh or Fresh()
+        known = dict(learner.ranker.named_parameters())
+        self.slower = [(known[name], share) for name, share in self.fresh.shares.items()]
         self.by_row, dense = list(learner.tables().values()), list(learner.dense().values())
         groups = (([p for p in dense if p.ndim >= 2], config.weight_decay), ([p for p in dense if p.ndim < 2], 0.0))
         betas = (config.beta1, config.beta2)
@@ -103,7 +108,7 @@ class Optimizers:
         """Sets learning rates to `factor` times their configured values, and the decay of touched rows."""
         for optimizer in self.all():
             for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
+                group["lr"] = group["base_lr"] * factor * (self.fresh.rate if optimizer is self.dense else 1.0)
         if self.tables is not None:
             for group in self.tables.param_groups:
                 group["decay"] = table_decay
@@ -114,9 +119,13 @@ class Optimizers:
         Args:
             skip: float32 scalar on the device; at 1 nothing changes, no count of steps either. Nobody reads it.
         """
+        before = [parameter.detach().clone() for parameter, _ in self.slower]
         for optimizer in self.all():
             optimizer.found_inf = skip  # type: ignore[attr-defined]
             optimizer.step()
+        with torch.no_grad():
+            for (parameter, share), old in zip(self.slower, before, strict=True):
+                parameter.copy_(old.lerp(parameter, share.to(old)))
 
     def zero_grad(self) -> None:
         """Forgets all gradients."""

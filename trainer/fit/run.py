@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from trainer.config import DistillConfig, FitConfig, OptimizerConfig, ScheduleCo
 from trainer.data import BatchModule, BatchPlan, ShardStore
 from trainer.fit.clock import Clock
 from trainer.fit.cost import Spent, spent
-from trainer.fit.schedule import schedule_of
+from trainer.fit.schedule import fresh_of, schedule_of
 from trainer.fit.share import TakeShare, share_of
 from trainer.fit.steps import StepLog, read_log
 from trainer.fit.task import READ_EVERY, RankingTask
@@ -125,6 +125,7 @@ def fit(
     warm: bool,
     folder: Path,
     moments: dict[str, dict[str, Tensor]] | None = None,
+    fresh: Mapping[str, Tensor] | None = None,
     distill: DistillConfig | None = None,
     replay: WarmStartConfig | None = None,
     logger: Any = None,
@@ -145,6 +146,7 @@ def fit(
         warm: Whether the weights come from production (re-warm instead of warm-up).
         folder: Folder for the resumable checkpoint; a checkpoint found there is resumed from.
         moments: Carried optimizer moments: parameter -> {exp_avg, exp_avg_sq, step} (`trainer.fit.tables` for tables).
+        fresh: Dense parameter -> bool, the entries that production did not have (`schedule.fresh_factor`).
         distill: The teacher's part in the loss; its scores are in the shards.
         replay: What replayed targets do to tables.
         logger: Lightning logger or None.
@@ -172,6 +174,7 @@ def fit(
         seed=seed,
         max_skipped_steps=config.max_skipped_steps,
         initial_moments=moments,
+        fresh=fresh_of(schedule, fresh or {}) if warm else None,
         log_file=folder / _STEPS,
     )
     data = BatchModule(store, plan, taken.workers)

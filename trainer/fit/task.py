@@ -24,7 +24,7 @@ from trainer.errors import TrainingError
 from trainer.fit.average import Average
 from trainer.fit.learner import Learner, Optimizers
 from trainer.fit.rows import by_row, can_be_asked, clip, exchange, gather
-from trainer.fit.schedule import Schedule
+from trainer.fit.schedule import Fresh, Schedule
 from trainer.fit.steps import Reported, append, read
 
 READ_EVERY = 32  # steps of an accelerator between two readings of what they reported
@@ -57,6 +57,7 @@ class RankingTask(L.LightningModule):
         annealed: Schedule | None = None,
         distill: DistillConfig | None = None,
         replay: WarmStartConfig | None = None,
+        fresh: Fresh | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -74,6 +75,7 @@ class RankingTask(L.LightningModule):
         self.max_skipped_steps = max_skipped_steps
         self.initial_moments = initial_moments or {}
         self.log_file = log_file
+        self.fresh = fresh
         self.reports: list[Reported] = []
         self.host_group: Any = None
         # What Lightning's wrapper for several ranks leaves to `trainer.fit.rows.exchange`.
@@ -117,7 +119,7 @@ class RankingTask(L.LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Builds the optimizers of the trunk and of the branch; carried moments are filled in by parameter name."""
-        self.optimizers_of = [Optimizers(learner, self.config) for learner in (self.trunk, self.branch) if learner is not None]
+        self.optimizers_of = [Optimizers(learner, self.config, self.fresh) for learner in (self.trunk, self.branch) if learner is not None]
         trunk = self.optimizers_of[0]
         refused = trunk.carry(self.initial_moments)
         if refused and self.global_rank == 0:

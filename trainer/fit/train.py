@@ -176,6 +176,7 @@ def train(
         warm=production is not None,
         folder=out.parent / f"{out.name}-fit",
         moments=start.moments,
+        fresh=start.fresh,
         distill=config.distill,
         replay=config.warm_start,
         logger=logger,

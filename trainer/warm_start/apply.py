@@ -201,4 +201,20 @@ def _blended(
     return warm * rules.shrink + initial(rows) * rules.perturb
 
 
+def new_entries(transfer: TransferPlan, source: Side, target: Side) -> dict[str, Tensor]:
+    """Returns, for every tensor outside the tables, bool of its shape: the entries that production did not have."""
+    found = {}
+    for fate in transfer.fates:
+        if fate.target is None or fate.family == "tables":
+            continue
+        shape = tuple(target.shapes[fate.target])
+        if not (fate.source or fate.copy_of):
+            found[fate.target] = torch.ones(shape, dtype=torch.bool)
+            continue
+        found[fate.target] = torch.zeros(shape, dtype=torch.bool)
+        for dimension, place in enumerate(pair(fate, source, target, transfer.rules).places()):
+            found[fate.target].index_fill_(dimension, torch.from_numpy(np.flatnonzero(place.index < 0)), True)
+    return found
+
+
 MIXED = ("dim", "vector", "context", "ffn", "context_ffn", "head", "output")  # what a matrix produces; tables select instead

@@ -68,6 +68,7 @@ def test_a_grown_challenger_starts_from_production_and_says_so(tmp_path):
     assert report["new_items"]["count"] == 0, "900 is in the vocabulary, not among the items listed"
     assert set(begun.moments) == {name for name, _ in begun.ranker.named_parameters()}
     assert begun.ranker.training
+    assert begun.fresh["blocks.2.query.weight"].all() and not begun.fresh["blocks.1.query.weight"][:, :16].any()
 
 
 def test_renamed_features_and_actions_keep_their_columns_and_outputs(tmp_path):

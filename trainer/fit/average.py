@@ -60,13 +60,24 @@ class Average(nn.Module):
         weights, averages = dict(source.named_parameters()), dict(self.ranker.named_parameters())
         self._by_table = {id(weights[name]): (averages[name], seen_V) for name, seen_V in self._seen().items()}
 
-    def follow(self, table: Tensor, row_U: Tensor, old_UD: Tensor, new_UD: Tensor) -> None:
-        """Averages rows of a table that the step has moved from `old_UD` to `new_UD`; a row may come twice if it has not moved."""
+    def follow(self, table: Tensor, row_U: Tensor | slice, old_UD: Tensor, new_UD: Tensor) -> None:
+        """Averages rows of a table that the step has moved from `old_UD` to `new_UD`; a row may come twice if it has not moved.
+
+        All rows come as a slice, and are averaged where they are.
+        """
         average, seen_V = self._by_table[id(table)]
-        missed_U1 = -torch.expm1(self._before - seen_V.index_select(0, row_U))[:, None]
-        row_UD = average.index_select(0, row_U).lerp_(old_UD, missed_U1.to(old_UD.dtype)).lerp_(new_UD, self._weight.to(old_UD.dtype))
+        if isinstance(row_U, slice):
+            self._follow(average[row_U], seen_V[row_U], old_UD, new_UD)
+            return
+        row_UD, seen_U = average.index_select(0, row_U), seen_V.index_select(0, row_U)
+        self._follow(row_UD, seen_U, old_UD, new_UD)
         average.index_copy_(0, row_U, row_UD)
-        seen_V.index_copy_(0, row_U, self.clock.expand(len(row_U)))
+        seen_V.index_copy_(0, row_U, seen_U)
+
+    def _follow(self, row_UD: Tensor, seen_U: Tensor, old_UD: Tensor, new_UD: Tensor) -> None:
+        missed_U1 = -torch.expm1(self._before - seen_U)[:, None]
+        row_UD.lerp_(old_UD, missed_U1.to(old_UD.dtype)).lerp_(new_UD, self._weight.to(old_UD.dtype))
+        seen_U.copy_(self.clock.expand_as(seen_U))
 
     @torch.no_grad()
     def finish(self, source: Ranker) -> None:

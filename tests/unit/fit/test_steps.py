@@ -14,6 +14,7 @@ from trainer.config import FitConfig, ScheduleConfig
 from trainer.errors import TrainingError
 from trainer.fit import rows as fit_rows
 from trainer.fit import run as fit_run
+from trainer.fit import tables as fit_tables
 from trainer.fit import task as fit_task
 from trainer.fit.rows import distinct
 from trainer.fit.steps import Reported, StepLog, append, read, read_log
@@ -56,7 +57,7 @@ class TablesOnly(RankingTask):
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch):
     """Nothing may be read but every 5 steps and before a checkpoint."""
-    for module in (fit_rows, fit_task):
+    for module in (fit_rows, fit_tables, fit_task):
         monkeypatch.setattr(module, "can_be_asked", lambda device: False)
     monkeypatch.setattr(fit_task, "READ_EVERY", 5)
 

@@ -39,6 +39,42 @@ def test_rows_touched_at_every_step_move_as_under_dense_adamw():
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
+def test_all_rows_at_once_move_as_row_by_row(monkeypatch):
+    """40 rows of which two have no gradient, then one of them, then none; one row's steps are not the others' then."""
+
+    def touched(step):
+        return set(range(40)) - ({3, 17} if step < 4 else {17} if step < 6 else set())
+
+    def run(whole):
+        parameter, moves, fused = table(40), torch.zeros(40, 4), []
+        optimizer = TableOptimizer([parameter], kind="adamw", lr=LR, betas=BETAS)
+        update = optimizer._update_whole
+        monkeypatch.setattr(optimizer, "_update_whole", lambda *of: whole and (fused.append(update(*of)) or fused[-1]))
+        optimizer.follow = lambda table, row, old, new: moves.__setitem__(row, moves[row] + new - old)
+        start = parameter.detach().clone()
+        end = play(optimizer, parameter, gradients(9, 40, touched=touched))
+        torch.testing.assert_close(start + moves, end)
+        return end, optimizer.state[parameter], fused
+
+    (end, state, fused), (twin, twins, _) = run(True), run(False)
+    assert fused == [True] * 9, "a row that comes for the first time has missed nothing"
+    torch.testing.assert_close(end, twin, rtol=1e-5, atol=1e-7)
+    for key in ("step", "last", "exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(state[key], twins[key], rtol=1e-5, atol=1e-7)
+
+
+def test_all_rows_at_once_only_where_none_has_missed_a_step(monkeypatch):
+    parameter = table(40)
+    optimizer = TableOptimizer([parameter], kind="adamw", lr=LR, betas=BETAS)
+    update, fused = optimizer._update_whole, []
+    monkeypatch.setattr(optimizer, "_update_whole", lambda *of: fused.append(update(*of)) or fused[-1])
+    pauses = {2: {3}, 5: set(range(6))}
+    play(optimizer, parameter, gradients(8, 40, touched=lambda step: set(range(40)) - pauses.get(step, set())))
+    assert fused == [True, True, True, False, True, False, False, True], (
+        "row 3 returns at step 3; at step 5 too many pause, at 6 they return"
+    )
+
+
 def test_the_update_of_a_row_that_missed_steps_is_dense_adamws_at_that_step():
     def seldom(step):
         return (0, 5) if step in (3, 11, 12) else (0,)

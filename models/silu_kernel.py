@@ -209,6 +209,32 @@ def _bias_rows(
 
 
 @triton.jit
+def _places(row, exists, head, H: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr):
+    """Where the values of some rows lie in one head, and which of these places exist."""
+    column = tl.arange(0, WIDTH)
+    return (row.to(tl.int64)[:, None] * H + head) * E + column[None, :], exists[:, None] & (column < E)[None, :]
+
+
+@triton.jit
+def _asking(query, asks, position, time, visible):
+    """Positions, times and limits of the rows that ask."""
+    q_position, q_time = tl.load(position + query, mask=asks, other=0), tl.load(time + query, mask=asks, other=-1)
+    return q_position, q_time, tl.load(visible + query, mask=asks, other=0)
+
+
+@triton.jit
+def _keys(
+    k_ptr, v_ptr, time, first, start, keys, head, H: tl.constexpr, E: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """A tile of the rows that are read: positions, times, keys and values."""
+    k_position = start + tl.arange(0, BLOCK)
+    exists = k_position < keys
+    there, within = _places(first + k_position, exists, head, H, E, WIDTH)
+    k, v = tl.load(k_ptr + there, mask=within, other=0.0), tl.load(v_ptr + there, mask=within, other=0.0)
+    return k_position, tl.load(time + first + k_position, mask=exists, other=-1), k, v
+
+
+@triton.jit
 def _scores(q, k, bias, rows, seen, head, H: tl.constexpr):
     """Scores of a tile and their logistic function."""
     score = tl.dot(q, tl.trans(k), input_precision="ieee") + tl.load(bias + rows * H + head, mask=seen, other=0.0)
@@ -224,22 +250,15 @@ def _forward(
     run, head = tl.load(block_run + tl.program_id(0)), tl.program_id(1)
     place = tl.load(block_offset + tl.program_id(0)) + tl.arange(0, BLOCK)
     asks = place < tl.load(count_ptr + run)
-    query, column = tl.load(query_ptr + run) + place, tl.arange(0, WIDTH)
-    here = (query.to(tl.int64)[:, None] * H + head) * E + column[None, :]
-    inside = asks[:, None] & (column < E)[None, :]
+    query = tl.load(query_ptr + run) + place
+    here, inside = _places(query, asks, head, H, E, WIDTH)
     q = tl.load(q_ptr + here, mask=inside, other=0.0)
-    q_position, q_time = tl.load(position + query, mask=asks, other=0), tl.load(time + query, mask=asks, other=-1)
-    limit = tl.load(visible + query, mask=asks, other=0)
+    q_position, q_time, limit = _asking(query, asks, position, time, visible)
     first, keys = tl.load(key_ptr + run), tl.load(keys_ptr + run)
     last = tl.where(run < S, tl.minimum(tl.load(block_offset + tl.program_id(0)) + BLOCK, keys), keys)  # rows read no later row
     total = tl.full((BLOCK, WIDTH), 0.0, tl.float32)
     for start in range(0, last, BLOCK):
-        k_position = start + tl.arange(0, BLOCK)
-        exists = k_position < keys
-        there = ((first + k_position).to(tl.int64)[:, None] * H + head) * E + column[None, :]
-        within = exists[:, None] & (column < E)[None, :]
-        k, v = tl.load(k_ptr + there, mask=within, other=0.0), tl.load(v_ptr + there, mask=within, other=0.0)
-        k_time = tl.load(time + first + k_position, mask=exists, other=-1)
+        k_position, k_time, k, v = _keys(k_ptr, v_ptr, time, first, start, keys, head, H, E, WIDTH, BLOCK)
         seen = k_position[None, :] < limit[:, None]
         rows = _bias_rows(q_position, q_time, k_position, k_time, GAPS, LONGEST, PLACES, EXACT)
         score, sigmoid = _scores(q, k, bias, rows, seen, head, H)
@@ -258,23 +277,16 @@ def _backward_queries(
     run, head = tl.load(block_run + tl.program_id(0)), tl.program_id(1)
     place = tl.load(block_offset + tl.program_id(0)) + tl.arange(0, BLOCK)
     asks = place < tl.load(count_ptr + run)
-    query, column = tl.load(query_ptr + run) + place, tl.arange(0, WIDTH)
-    here = (query.to(tl.int64)[:, None] * H + head) * E + column[None, :]
-    inside = asks[:, None] & (column < E)[None, :]
+    query = tl.load(query_ptr + run) + place
+    here, inside = _places(query, asks, head, H, E, WIDTH)
     q, grad = tl.load(q_ptr + here, mask=inside, other=0.0), tl.load(grad_ptr + here, mask=inside, other=0.0)
-    q_position, q_time = tl.load(position + query, mask=asks, other=0), tl.load(time + query, mask=asks, other=-1)
-    limit = tl.load(visible + query, mask=asks, other=0)
+    q_position, q_time, limit = _asking(query, asks, position, time, visible)
     first, keys = tl.load(key_ptr + run), tl.load(keys_ptr + run)
     last = tl.where(run < S, tl.minimum(tl.load(block_offset + tl.program_id(0)) + BLOCK, keys), keys)
     copy = dbias + (tl.program_id(0) % COPIES) * P * H + head
     dq = tl.full((BLOCK, WIDTH), 0.0, tl.float32)
     for start in range(0, last, BLOCK):
-        k_position = start + tl.arange(0, BLOCK)
-        exists = k_position < keys
-        there = ((first + k_position).to(tl.int64)[:, None] * H + head) * E + column[None, :]
-        within = exists[:, None] & (column < E)[None, :]
-        k, v = tl.load(k_ptr + there, mask=within, other=0.0), tl.load(v_ptr + there, mask=within, other=0.0)
-        k_time = tl.load(time + first + k_position, mask=exists, other=-1)
+        k_position, k_time, k, v = _keys(k_ptr, v_ptr, time, first, start, keys, head, H, E, WIDTH, BLOCK)
         seen = k_position[None, :] < limit[:, None]
         rows = _bias_rows(q_position, q_time, k_position, k_time, GAPS, LONGEST, PLACES, EXACT)
         score, sigmoid = _scores(q, k, bias, rows, seen, head, H)
@@ -293,26 +305,18 @@ def _backward_keys(
     GAPS: tl.constexpr, LONGEST: tl.constexpr, PLACES: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     run, head = tl.load(block_run + tl.program_id(0)), tl.program_id(1)
-    k_position = tl.load(block_offset + tl.program_id(0)) + tl.arange(0, BLOCK)
-    first, keys, column = tl.load(key_ptr + run), tl.load(keys_ptr + run), tl.arange(0, WIDTH)
-    exists = k_position < keys
-    here = ((first + k_position).to(tl.int64)[:, None] * H + head) * E + column[None, :]
-    inside = exists[:, None] & (column < E)[None, :]
-    k, v = tl.load(k_ptr + here, mask=inside, other=0.0), tl.load(v_ptr + here, mask=inside, other=0.0)
-    k_time = tl.load(time + first + k_position, mask=exists, other=-1)
+    first, keys, begin = tl.load(key_ptr + run), tl.load(keys_ptr + run), tl.load(block_offset + tl.program_id(0))
+    k_position, k_time, k, v = _keys(k_ptr, v_ptr, time, first, begin, keys, head, H, E, WIDTH, BLOCK)
     dk, dv = tl.full((BLOCK, WIDTH), 0.0, tl.float32), tl.full((BLOCK, WIDTH), 0.0, tl.float32)
     for asking in range(2):  # the rows of the sequence from here on, then its targets
         group = tl.minimum(run + asking * S, 2 * S)
         count, query_first = tl.load(count_ptr + group), tl.load(query_ptr + group)
-        begin = (1 - asking) * tl.load(block_offset + tl.program_id(0))
-        for start in range(begin, count, BLOCK):
+        for start in range((1 - asking) * begin, count, BLOCK):
             place = start + tl.arange(0, BLOCK)
             asks, query = place < count, query_first + place
-            there = (query.to(tl.int64)[:, None] * H + head) * E + column[None, :]
-            within = asks[:, None] & (column < E)[None, :]
+            there, within = _places(query, asks, head, H, E, WIDTH)
             q, grad = tl.load(q_ptr + there, mask=within, other=0.0), tl.load(grad_ptr + there, mask=within, other=0.0)
-            q_position, q_time = tl.load(position + query, mask=asks, other=0), tl.load(time + query, mask=asks, other=-1)
-            limit = tl.load(visible + query, mask=asks, other=0)
+            q_position, q_time, limit = _asking(query, asks, position, time, visible)
             seen = k_position[None, :] < limit[:, None]
             rows = _bias_rows(q_position, q_time, k_position, k_time, GAPS, LONGEST, PLACES, EXACT)
             score, sigmoid = _scores(q, k, bias, rows, seen, head, H)
@@ -321,5 +325,6 @@ def _backward_keys(
             dscore = tl.where(seen, dweight * sigmoid * (1.0 + score * (1.0 - sigmoid)), 0.0)
             dk += tl.dot(tl.trans(dscore).to(q.dtype), q, input_precision="ieee")
             dv += tl.dot(tl.trans(weight).to(grad.dtype), grad, input_precision="ieee")
+    here, inside = _places(first + k_position, k_position < keys, head, H, E, WIDTH)
     tl.store(dk_ptr + here, dk.to(dk_ptr.dtype.element_ty), mask=inside)
     tl.store(dv_ptr + here, dv.to(dv_ptr.dtype.element_ty), mask=inside)

@@ -73,7 +73,17 @@ class History:
         """Returns the median of past values; None where they are too few to judge by."""
         return float(np.median([value for _, value in past])) if len(past) >= self._fewest else None
 
-    def strange(self, day: str, value: float, past: Sequence[tuple[str, float]], *, prior: float, noise: float, tests: int) -> bool:
+    def strange(
+        self,
+        day: str,
+        value: float,
+        past: Sequence[tuple[str, float]],
+        *,
+        prior: float,
+        noise: float,
+        tests: int,
+        noise_known: bool = False,
+    ) -> bool:
         """Tells whether a value is too far from the usual to be chance.
 
         Args:
@@ -83,6 +93,8 @@ class History:
             prior: Day-to-day standard deviation that is believed without evidence.
             noise: Standard error of the value itself.
             tests: Tests made on a day: they share the budget of false alarms.
+            noise_known: Whether `noise` is a standard error by the book, and no guess: then a short history leaves only the rest of the
+                scale uncertain.
         """
         if len(past) < self._fewest:
             return False
@@ -91,7 +103,7 @@ class History:
         every = [number for _, number in past]
         same = [number for other, number in past if parse_day(other).weekday() == weekday]
         groups = [every, *([same] if len(same) >= _SAME_WEEKDAY else [])]
-        return all(_far(value, group, every, prior, noise, alpha) for group in groups)
+        return all(_far(value, group, every, prior, noise, noise_known, alpha) for group in groups)
 
 
 def share_scale(share: float) -> float:
@@ -104,12 +116,17 @@ def share_noise(rows: float) -> float:
     return 0.5 / float(np.sqrt(max(rows / _CLUSTER, 1.0)))
 
 
-def _far(value: float, group: Sequence[float], past: Sequence[float], prior: float, noise: float, alpha: float) -> bool:
-    """Tells whether a value is far from a group's centre, on the scale of all past days: three Mondays know no scale of their own."""
+def _far(value: float, group: Sequence[float], past: Sequence[float], prior: float, noise: float, noise_known: bool, alpha: float) -> bool:
+    """Tells whether a value is far from a group's centre, on the scale of all past days: three Mondays know no scale of their own.
+
+    Where part of the variance is known, the degrees of freedom are those of the other part (Satterthwaite, 1946).
+    """
     from scipy.special import stdtrit  # half a second to import, and the readers, which are many, never need it
 
-    usual, degrees = float(np.median(past)), _PRIOR_DAYS + len(past) - 1
+    usual, degrees = float(np.median(past)), float(_PRIOR_DAYS + len(past) - 1)
     # What varied in the past varied by chance too: sampling error is part of the scale, not added to it.
     variance = (_PRIOR_DAYS * max(prior, noise) ** 2 + sum((number - usual) ** 2 for number in past)) / degrees
+    if noise_known:
+        degrees *= max(variance / max(variance - noise**2, prior**2), 1.0) ** 2
     scale = max(np.sqrt(variance * (1 + 1 / len(group))), noise)
     return bool(abs(value - float(np.median(group))) > scale * -stdtrit(degrees, alpha / 2))

@@ -172,7 +172,9 @@ def misranked(
         noise, dropped = 1.2 * ranking.error, ranking.auc < usual - _LEAST_DROP
         if ranking.auc + _FLIPPED_ERRORS * ranking.error < 0.5:
             yield Suspicion("label_flip", said, rows, column)
-        elif dropped and watch.history.strange(watch.day, ranking.auc, past, prior=_PRIOR_AUC, noise=noise, tests=4 * len(columns)):
+        elif dropped and watch.history.strange(
+            watch.day, ranking.auc, past, prior=_PRIOR_AUC, noise=noise, tests=4 * len(columns), noise_known=True
+        ):
             if logged and _counts_disagree(watch.history, ranking, usual, by_counts, past_counts):
                 continue
             yield Suspicion("label_noise", said, rows, column)

@@ -14,6 +14,7 @@ from trainer.scan.labels import Counts
 from trainer.scan.links import ITEM, USER, binned, key, links
 from trainer.scan.states import column_state, match_rate, merged, overlap
 from trainer.scan.summary import FileState, Ranking, rank
+from trainer.schema.time import days_between
 
 RNG = np.random.default_rng(3)
 
@@ -120,6 +121,19 @@ def test_far_values_are_strange_and_too_little_history_tells_nothing():
     for days, expected in ((past, True), (past[:2], False)):
         found = History(28, 3, 0.05).strange("2024-05-20", share_scale(0.5), days, prior=0.01, noise=share_noise(2_000), tests=500)
         assert found is expected
+
+
+def test_a_standard_error_that_is_known_needs_no_long_history():
+    """An AUC .07 below four days, standard error .014: five of them. Where days differ more than chance explains, history decides."""
+
+    def strange(past, noise, known):
+        series = list(zip(days_between("2024-05-06", "2024-05-09"), past, strict=True))
+        return History(28, 3, 0.05).strange("2024-05-10", 0.62, series, prior=0.006, noise=noise, tests=12, noise_known=known)
+
+    steady, wild = (0.695, 0.685, 0.69, 0.69), (0.72, 0.66, 0.69, 0.69)
+    assert strange(steady, 0.014, known=True) and not strange(steady, 0.014, known=False)
+    assert not strange(wild, 0.014, known=True), "what is usual here, nobody knows after four days"
+    assert strange(steady, 0.001, known=True) == strange(steady, 0.001, known=False), "nothing is known of what is not sampling error"
 
 
 def test_more_tests_ask_for_more_evidence():

@@ -221,5 +221,6 @@ class Dropout(nn.Module):
             return F.dropout(x, self.rate)
         threshold = round(self.rate * 256)
         draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
-        return x * (keep * (256 / (256 - threshold))).to(x.dtype)
+        # Compared as floats, in place: torch turns a boolean into numbers three times as slowly.
+        keep = draws.view(torch.uint8)[: x.numel()].view(x.shape).to(x.dtype).ge_(threshold)
+        return x * keep.mul_(256 / (256 - threshold))

@@ -71,7 +71,8 @@ class _FullSoftmax(torch.autograd.Function):
         needs_hidden, needs_item = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
         count, chunk_rows = _streams(hidden_ND, len(item_VD), chunk_rows)
-        sides = _Sides(hidden_ND, item_VD, target_N, share_N, grad_hidden, needs_item, chunk_rows, factors)
+        small = _are_small(hidden_ND, item_VD)
+        sides = _Sides(hidden_ND, item_VD, target_N, share_N, grad_hidden, needs_item, chunk_rows, factors, small)
         losses, grads = zip(*in_streams(lambda number: _stream(sides, number, count), count), strict=True)
         grad_item = None
         if needs_item:
@@ -95,6 +96,7 @@ class _Sides:
     Attributes:
         share_N: Part of each row in the mean.
         factors: Type in which products take their factors.
+        small: Whether no logit can overflow as it is.
     """
 
     hidden_ND: Tensor
@@ -105,13 +107,15 @@ class _Sides:
     needs_item: bool
     chunk_rows: int
     factors: torch.dtype
+    small: bool
 
-    def are_small(self) -> bool:
-        """Tells whether no logit can overflow; on an accelerator the answer would have to be waited for, so there it is no."""
-        if self.hidden_ND.device.type != "cpu" or 0 in (len(self.hidden_ND), len(self.item_VD)):
-            return False
-        longest, other = (torch.linalg.vector_norm(side, dim=1).max() for side in (self.hidden_ND, self.item_VD))
-        return float(longest * other) <= _SMALL
+
+def _are_small(hidden_ND: Tensor, item_VD: Tensor) -> bool:
+    """Tells whether no logit can overflow; on an accelerator the answer would have to be waited for, so there it is no."""
+    if hidden_ND.device.type != "cpu" or 0 in (len(hidden_ND), len(item_VD)):
+        return False
+    longest, other = (torch.linalg.vector_norm(side, dim=1).max() for side in (hidden_ND, item_VD))
+    return float(longest * other) <= _SMALL
 
 
 def _streams(hidden_ND: Tensor, items: int, chunk_rows: int) -> tuple[int, int]:
@@ -129,7 +133,7 @@ def _stream(sides: _Sides, number: int, count: int) -> tuple[Tensor, Tensor | No
 
     Which chunks these are depends on nothing but the numbers, so equal inputs add up to equal bits.
     """
-    item_VD, rows, small = sides.item_VD, sides.chunk_rows, sides.are_small()
+    item_VD, rows = sides.item_VD, sides.chunk_rows
     buffer = item_VD.new_empty(min(rows, len(sides.hidden_ND)) * len(item_VD))
     grad_item = torch.zeros_like(item_VD) if sides.needs_item else None
     loss = item_VD.new_zeros(())
@@ -139,7 +143,7 @@ def _stream(sides: _Sides, number: int, count: int) -> tuple[Tensor, Tensor | No
         hidden_RD, target_R, share_R = sides.hidden_ND[chunk], sides.target_N[chunk], sides.share_N[chunk]
         logit_VR = buffer[: len(item_VD) * len(target_R)].view(len(item_VD), len(target_R))
         _product(factor_VD, hidden_RD.to(sides.factors).T, logit_VR)
-        if not small:
+        if not sides.small:
             logit_VR -= logit_VR.amax(0)
         chosen_R = logit_VR.gather(0, target_R[None])[0]
         total_R = logit_VR.exp_().sum(0)

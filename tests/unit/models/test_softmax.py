@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import streams
-from models.softmax import MOST_LOGITS, MOST_ROWS, _FullSoftmax, _are_small, _streams, full_softmax, rows_a_chunk, sampled_softmax
+from models.softmax import MOST_LOGITS, MOST_ROWS, _are_small, _FullSoftmax, _streams, full_softmax, rows_a_chunk, sampled_softmax
 
 
 @pytest.fixture

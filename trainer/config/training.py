@@ -203,7 +203,9 @@ class WarmStartConfig:
             options above); the difference is measured and reported instead.
         replay_share: Share of training targets drawn again from days production has already trained on.
         replay_tables: What replayed targets do to embedding tables, which overfit in a second pass: ``frozen`` (nothing),
-            ``decayed`` (train them, and rows decay by `replay_decay` as `optimizer.table_decay` says) or ``train``.
+            ``decayed`` (train them, and rows decay by `replay_decay` as `optimizer.table_decay` says) or ``train``. Under ``train``
+            they share every batch with new ones, and rows that only they know are forgotten least; the others need steps of
+            their own.
         replay_decay: Frequency-aware decay on replayed targets.
     """
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
 import numpy as np
 import torch
 
@@ -52,6 +55,22 @@ def take(shard: Shard, units_B: np.ndarray) -> Batch:
         row_N=targets(shard.row_N),
         teacher_NA=None if shard.teacher_NA is None else targets(shard.teacher_NA),
     )
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Joins batches into one, their sequences one behind the other; `row_N` goes on naming rows of the shards they came from."""
+    if len(batches) == 1:
+        return batches[0]
+    tokens, sequences = (np.cumsum([0, *(getattr(batch, name) for batch in batches)]) for name in ("tokens", "sequences"))
+    joined = {
+        field.name: torch.cat([getattr(batch, field.name) for batch in batches])
+        for field in fields(Batch)
+        if getattr(batches[0], field.name) is not None
+    }
+    offsets = [batch.offsets_S1[1:] + before for batch, before in zip(batches, tokens.tolist(), strict=False)]
+    of = [batch.target_sequence_N + before for batch, before in zip(batches, sequences.tolist(), strict=False)]
+    joined |= {"offsets_S1": torch.cat([batches[0].offsets_S1[:1], *offsets]), "target_sequence_N": torch.cat(of)}
+    return replace(batches[0], **joined)  # type: ignore[arg-type]
 
 
 def _ranges(offsets_U1: np.ndarray, units_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

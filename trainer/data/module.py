@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 
 from models.batch import Batch
-from trainer.data.batches import take
+from trainer.data.batches import join, take
 from trainer.data.plan import BatchPlan, PlannedBatch
 from trainer.data.shards import ShardStore
 from trainer.errors import TrainingError
@@ -68,7 +68,7 @@ class Loader:
 
     def _make(self, step: int) -> Batch:
         planned = self.batches[step]
-        batch = take(self.store.read(planned.key), planned.units_B)
+        batch = join([take(self.store.read(part.key), part.units_B) for part in planned.parts])
         return batch.pin_memory() if self.pin else batch
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 
@@ -27,11 +29,18 @@ class PlannedBatch:
         key: Shard.
         units_B: Unit numbers, ascending.
         new: Whether the targets are new (false: replayed).
+        beside: Replayed units of another shard in the same batch; they come behind its own.
     """
 
     key: ShardKey
     units_B: np.ndarray
     new: bool = True
+    beside: PlannedBatch | None = None
+
+    @property
+    def parts(self) -> list[PlannedBatch]:
+        """What the batch is joined from, each of one shard."""
+        return [replace(self, beside=None), *([self.beside] if self.beside is not None else [])]
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class BatchPlan:
         return len(self.batches) // self.ranks
 
     def is_new(self, step: int) -> bool:
-        """Tells whether a step's targets are new; all ranks of a step agree."""
+        """Tells whether a step has new targets; all ranks of a step agree."""
         return self.batches[step * self.ranks].new
 
     @property
@@ -59,8 +68,9 @@ class BatchPlan:
         """Identity of the plan: every unit of every step."""
         digest = hashlib.sha256(f"{self.ranks}".encode())
         for batch in self.batches:
-            digest.update(f"{batch.key.stem} {batch.new} {len(batch.units_B)} ".encode())
-            digest.update(np.ascontiguousarray(batch.units_B, np.int64).tobytes())
+            for place, part in enumerate(batch.parts):
+                digest.update(f"{'+' * place}{part.key.stem} {part.new} {len(part.units_B)} ".encode())
+                digest.update(np.ascontiguousarray(part.units_B, np.int64).tobytes())
         return digest.hexdigest()
 
     def ends_of_days(self) -> dict[int, str]:
@@ -84,6 +94,7 @@ def plan_batches(
     ranks: int = 1,
     replay: Sequence[ShardKey] = (),
     replay_share: float = 0.0,
+    replay_beside: bool = False,
     in_order: bool = False,
 ) -> BatchPlan:
     """Plans every step of a run.
@@ -98,11 +109,16 @@ def plan_batches(
         ranks: Ranks; the number of batches is made divisible by halving the largest ones.
         replay: Shards that production has already trained on.
         replay_share: Share of all targets that come from `replay`.
+        replay_beside: Whether replayed targets make up their share of every batch, instead of batches of their own: a step on new
+            targets alone undoes for what is only replayed what the step before did (scripts/bench/RESULTS.md, DIGINETICA).
         in_order: Whether a day begins only after the one before it has ended; within a day the order stays random.
 
     Returns:
         The plan. Replayed batches are spread evenly among the new ones.
     """
+    beside = replay_beside and bool(replay) and replay_share > 0
+    own, theirs = (1 - replay_share, replay_share) if beside else (1.0, 1.0)  # shares of a batch
+    budget = partial(_budget, batch_targets, batch_tokens)
     new: list[PlannedBatch] = []
     for number in range(passes):
         rng = np.random.default_rng([seed, number])
@@ -112,15 +128,22 @@ def plan_batches(
             ours = [key for key in keys if day in (None, key.day)]
             for index in rng.permutation(len(ours)):
                 tokens_U, targets_U = lengths(ours[index])
-                block += [PlannedBatch(ours[index], units) for units in cut(tokens_U, targets_U, batch_targets, batch_tokens, rng)]
+                block += [PlannedBatch(ours[index], units) for units in cut(tokens_U, targets_U, *budget(own), rng)]
             # A step is one day's on every rank, so that its end is the same for all.
             mixed = [block[index] for index in _interleave(block, rng)]
             new += _shared(mixed, ranks, lengths, rng) if in_order else mixed
     rng = np.random.default_rng([seed, passes])
-    replayed = _replayed(new, replay, lengths, replay_share, batch_targets, batch_tokens, rng)
+    wanted = len(new) if beside else round(len(new) * replay_share / (1 - replay_share))
+    replayed = _replayed(wanted, replay, lengths, budget(theirs), rng)
+    if beside:
+        new, replayed = [replace(batch, beside=old) for batch, old in zip_longest(new, replayed)], []
     # Each kind fills whole steps: what replayed targets may not touch is then the same on every rank.
     new = new if in_order else _shared(new, ranks, lengths, rng)
     return BatchPlan(_spread(new, _shared(replayed, ranks, lengths, rng), ranks), ranks)
+
+
+def _budget(targets: int, tokens: int, share: float) -> tuple[int, int]:
+    return max(round(targets * share), 1), max(round(tokens * share), 1)
 
 
 def cut(tokens_U: np.ndarray, targets_U: np.ndarray, batch_targets: int, batch_tokens: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -162,16 +185,13 @@ def _interleave(batches: list[PlannedBatch], rng: np.random.Generator) -> np.nda
 
 
 def _replayed(
-    new: list[PlannedBatch],
+    wanted: int,
     replay: Sequence[ShardKey],
     lengths: Callable[[ShardKey], tuple[np.ndarray, np.ndarray]],
-    share: float,
-    batch_targets: int,
-    batch_tokens: int,
+    budget: tuple[int, int],
     rng: np.random.Generator,
 ) -> list[PlannedBatch]:
-    """Draws replayed batches at random until they make up `share` of all batches; no unit comes twice before all have come."""
-    wanted = round(len(new) * share / (1 - share)) if share > 0 else 0
+    """Draws so many replayed batches at random, or none from shards without units; no unit comes twice before all have come."""
     batches: list[PlannedBatch] = []
     left: dict[ShardKey, list[np.ndarray]] = {}
     usable, waiting = list(replay), list(replay)
@@ -180,7 +200,7 @@ def _replayed(
         place = int(rng.integers(len(waiting)))
         key = waiting[place]
         if not left.get(key):
-            left[key] = cut(*lengths(key), batch_targets, batch_tokens, rng)
+            left[key] = cut(*lengths(key), *budget, rng)
         if not left[key]:  # a shard without units
             usable.remove(key)
         batches += [PlannedBatch(key, units, new=False) for units in left[key][:4]]
@@ -212,10 +232,10 @@ def _shared(
     if ranks == 1:
         return batches
     rows: dict[ShardKey, np.ndarray] = {}
-    for key in sorted({batch.key for batch in batches}):
+    for key in sorted({part.key for batch in batches for part in batch.parts}):
         tokens_U, targets_U = lengths(key)
         rows[key] = tokens_U + targets_U + 1
-    cost_B = np.array([rows[batch.key][batch.units_B].sum() for batch in batches])
+    cost_B = np.array([sum(rows[part.key][part.units_B].sum() for part in batch.parts) for batch in batches])
     steps: list[PlannedBatch] = []
     for start in range(0, len(batches), WINDOW_STEPS * ranks):
         order = start + np.argsort(-cost_B[start : start + WINDOW_STEPS * ranks], kind="stable")  # dearest first
@@ -231,8 +251,10 @@ def _divisible(batches: list[PlannedBatch], ranks: int) -> list[PlannedBatch]:
         batch = batches[index]
         if len(batch.units_B) > 1:
             half = len(batch.units_B) // 2
-            parts = (batch.units_B[:half], batch.units_B[half:])
-            batches[index : index + 1] = [PlannedBatch(batch.key, part, batch.new) for part in parts]
+            batches[index : index + 1] = [
+                replace(batch, units_B=batch.units_B[:half]),
+                replace(batch, units_B=batch.units_B[half:], beside=None),
+            ]
         else:
             index -= 1
     while len(batches) % ranks:

@@ -76,11 +76,11 @@ def reconcile(
     made = {entry.step: entry.skipped for entry in log}
     books: dict[bool, dict[str, DayAccount]] = {True: {}, False: {}}
     for place, batch in enumerate(plan.batches):
-        targets = int(lengths(batch.key)[1][batch.units_B].sum())
         skipped = made.get(place // plan.ranks)
         fate = "remaining" if skipped is None else "skipped" if skipped else "trained"
-        days = books[batch.new]
-        days[batch.key.day] = days.get(batch.key.day, DayAccount()) + DayAccount(planned=targets, **{fate: targets})
+        for part in batch.parts:
+            targets, days = int(lengths(part.key)[1][part.units_B].sum()), books[part.new]
+            days[part.key.day] = days.get(part.key.day, DayAccount()) + DayAccount(planned=targets, **{fate: targets})
     account = Account(**{name: dict(sorted(books[new].items())) for name, new in (("new", True), ("replayed", False))})
     _check(account, rows, passes)
     return account

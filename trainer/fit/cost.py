@@ -90,7 +90,8 @@ def work_of_plan(plan: BatchPlan, store: ShardStore, annealed: int = 0) -> Work:
     times: dict[ShardKey, np.ndarray] = {}
     for place, batch in enumerate(plan.batches):
         copies = 2 if place // plan.ranks >= plan.steps - annealed else 1
-        times.setdefault(batch.key, np.zeros(store.read(batch.key).units, np.int64))[batch.units_B] += copies
+        for part in batch.parts:
+            times.setdefault(part.key, np.zeros(store.read(part.key).units, np.int64))[part.units_B] += copies
     total = Work()
     for key, times_U in times.items():
         shard = store.read(key)

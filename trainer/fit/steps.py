@@ -22,7 +22,7 @@ class StepLog:
         lr: Learning rate factor.
         grad_norm: Global gradient norm before clipping.
         skipped: Whether the step was skipped as non-finite.
-        new: Whether its targets were new; replayed ones have been learned before and say nothing about progress.
+        new: Whether it had new targets; replayed ones alone have been learned before and say nothing about progress.
         teacher: Loss of the teacher's scores, unweighted; 0 without one.
     """
 

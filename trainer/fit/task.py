@@ -158,7 +158,7 @@ class RankingTask(L.LightningModule):
 
     def _batch_of(self, step: int) -> str:
         planned = self.trainer.datamodule.plan.of_rank(self.global_rank)[step]  # type: ignore[attr-defined]
-        return f"shard {planned.key.stem}, {len(planned.units_B)} user-days"
+        return " and ".join(f"shard {part.key.stem}, {len(part.units_B)} user-days" for part in planned.parts)
 
     def _leaves(self) -> int:
         """First step of the branch."""

@@ -162,6 +162,7 @@ def train(
         ranks=config.fit.devices if config.fit.device == "ddp" else 1,
         replay=shard_keys(manifest, replay_days),
         replay_share=config.warm_start.replay_share if replay_days else 0.0,
+        replay_beside=config.warm_start.replay_tables == "train",
         in_order=config.fit.day_weights,
     )
     result = fit(

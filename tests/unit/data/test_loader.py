@@ -5,11 +5,13 @@ import threading
 import pytest
 import torch
 
-from tests.small import encoder, tables
-from trainer.data import ShardStore, plan_batches
+import models
+from tests.small import encoder, model_config, tables
+from trainer.data import ShardStore, plan_batches, take
 from trainer.data.module import AHEAD, BatchModule, Loader
 from trainer.data.shards import ShardKey
 from trainer.errors import DataError
+from trainer.fit.train import shape_of
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +77,20 @@ def test_every_row_once_a_pass(planned):
     store, plan = planned
     rows_a_pass = sum(len(store.read(key).row_N) for key in {batch.key for batch in plan.batches})
     assert sum(map(len, rows(Loader(store, plan.batches, 0, 2)))) == 2 * rows_a_pass
+
+
+@pytest.mark.parametrize("architecture", ["sasrec", "hstu"])
+def test_replayed_units_in_a_batch_are_scored_as_they_would_be_alone(planned, architecture):
+    store, plan = planned
+    keys = sorted({batch.key for batch in plan.batches})
+    mixed = plan_batches(
+        keys[3:], store.lengths, batch_targets=16, batch_tokens=200, passes=1, seed=0, replay=keys[:3], replay_share=0.5, replay_beside=True
+    )
+    ranker = models.build(shape_of(model_config(name=architecture), encoder().inputs, encoder().vocabularies)).eval()
+    for planned_batch, batch in zip(mixed.batches, Loader(store, mixed.batches), strict=True):
+        parts = [take(store.read(part.key), part.units_B) for part in planned_batch.parts]
+        assert len(parts) == 2 and batch.tokens == sum(part.tokens for part in parts) and batch.sequences == sum(p.sequences for p in parts)
+        with torch.inference_mode():
+            together, alone = ranker(batch).output_NO, torch.cat([ranker(part).output_NO for part in parts])
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        assert torch.equal(batch.label_NA, torch.cat([part.label_NA for part in parts])) and batch.teacher_NA is None

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,11 @@ def plan(**overrides):
 
 
 def units(batches, *, new=True):
-    return sorted((b.key, int(u)) for b in batches if b.new is new for u in b.units_B)
+    return sorted((p.key, int(u)) for b in batches for p in b.parts if p.new is new for u in p.units_B)
+
+
+def targets_of(batches, *, new=True):
+    return np.array([sum(int(lengths(p.key)[1][p.units_B].sum()) for p in b.parts if p.new is new) for b in batches])
 
 
 def test_every_unit_is_trained_exactly_once_per_pass():
@@ -88,6 +93,26 @@ def test_replay_from_shards_without_units_is_none():
     assert all(batch.new for batch in planned.batches)
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("in_order", [False, True])
+def test_replay_beside_new_targets_has_its_share_of_every_batch(ranks, in_order):
+    settings = {"replay": KEYS[:4], "replay_share": 0.4, "ranks": ranks, "in_order": in_order, "passes": 2}
+    apart, planned = plan(**settings), plan(**settings, replay_beside=True)
+    assert all(planned.is_new(step) for step in range(planned.steps)) and len(planned.batches) == planned.steps * ranks
+    assert units(planned.batches) == units(apart.batches), "every new unit is trained once a pass"
+    new, old = targets_of(planned.batches), targets_of(planned.batches, new=False)
+    assert old.sum() / (new + old).sum() == pytest.approx(0.4, abs=0.04)
+    assert (old > 0).mean() > 0.97 and np.median(new + old) == pytest.approx(40, abs=8), "together they fill one batch"
+    assert planned.steps == pytest.approx(apart.steps, rel=0.15), "as many steps as with batches of their own"
+    times = Counter(units(planned.batches, new=False))
+    assert len(times) == 4 * 90 and max(times.values()) - min(times.values()) == 1, "nothing comes again before all has come"
+
+
+def test_replay_beside_nothing_replayed_is_the_plan_without():
+    assert plan(replay_beside=True).sha256 == plan(replay_beside=True, replay=KEYS[:2]).sha256 == plan().sha256
+    assert plan(replay_beside=True, replay_share=0.5).sha256 == plan().sha256
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_all_ranks_of_a_step_are_new_or_all_are_replayed(ranks):
     planned = plan(replay=KEYS[:2], replay_share=0.25, ranks=ranks)
@@ -100,7 +125,11 @@ def test_all_ranks_of_a_step_are_new_or_all_are_replayed(ranks):
 def test_a_plan_is_known_by_every_unit_of_every_step():
     assert plan().sha256 == plan().sha256
     others = [plan(seed=4), plan(ranks=2), plan(batch_targets=41), plan(replay=KEYS[:1], replay_share=0.1)]
-    assert len({plan().sha256, *(other.sha256 for other in others)}) == 5
+    others.append(plan(replay=KEYS[:1], replay_share=0.1, replay_beside=True))
+    beside = others[-1].batches[0]
+    others.append(type(plan())([replace(beside, beside=None), *others[-1].batches[1:]]))
+    others.append(type(plan())([*beside.parts, *others[-2].batches[1:]]))
+    assert len({plan().sha256, *(other.sha256 for other in others)}) == 8
     batches = plan().batches
     swapped = type(plan())([batches[1], batches[0], *batches[2:]])
     assert swapped.steps == plan().steps and swapped.sha256 != plan().sha256

@@ -19,19 +19,21 @@ def lengths(key):
     return 3 * TARGETS[key], TARGETS[key]
 
 
-def plan(ranks=1, passes=1, share=0.0):
+def plan(ranks=1, passes=1, share=0.0, beside=False):
     return plan_batches(
-        KEYS, lengths, batch_targets=32, batch_tokens=1000, passes=passes, seed=0, ranks=ranks, replay=[OLD], replay_share=share
-    )
+        KEYS, lengths, batch_targets=32, batch_tokens=1000, passes=passes, seed=0, ranks=ranks, replay=[OLD], replay_share=share,
+        replay_beside=beside,
+    )  # fmt: skip
 
 
 def log(steps, skipped=()):
     return [StepLog(step, 0.5, 1.0, 1.0, step in skipped) for step in range(steps)]
 
 
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize(("ranks", "passes", "share"), [(1, 1, 0.0), (2, 1, 0.0), (1, 2, 0.25), (3, 2, 0.25)])
-def test_every_row_is_trained_once_a_pass(ranks, passes, share):
-    planned = plan(ranks, passes, share)
+def test_every_row_is_trained_once_a_pass(ranks, passes, share, beside):
+    planned = plan(ranks, passes, share, beside)
     account = reconcile(planned, lengths, log(planned.steps), ROWS, passes)
     assert account.new == {day: DayAccount(planned=passes * rows, trained=passes * rows) for day, rows in ROWS.items()}
     assert (set(account.replayed) == {OLD.day}) == (share > 0) and account.total.remaining == account.total.skipped == 0

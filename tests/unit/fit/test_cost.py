@@ -46,6 +46,8 @@ def test_the_work_of_a_plan_is_that_of_its_batches():
     assert work_of_plan(plan([0, 1, 2]), store()) == work_of(batch)
     assert work_of_plan(plan([0], [2], [1]), store()) == work_of(batch)
     assert work_of_plan(plan([0, 1, 2], [0, 1, 2]), store(), annealed=1) == work_of(batch) + work_of(batch) + work_of(batch)
+    beside = PlannedBatch(KEY, np.array([0, 1]), beside=PlannedBatch(KEY, np.array([2]), new=False))
+    assert work_of_plan(BatchPlan([beside]), store()) == work_of(batch)
     assert work_of_plan(plan([0], [1], [2], [], ranks=2), store(), annealed=1) == work_of(batch) + work_of(batch_of([7], [POSITIONS[2]]))
 
 

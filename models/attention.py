@@ -11,7 +11,7 @@ at once through one mask; tests hold them equal. Additional shape suffixes:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -65,9 +65,16 @@ class Padded:
     index_X: Tensor
     shapes: tuple[tuple[int, int], ...]
 
-    def gather(self, x_QHE: Tensor) -> list[Tensor]:
-        """Returns [B, H, L, E] for each bucket."""
-        parts = x_QHE.index_select(0, self.index_X).split([count * length for count, length in self.shapes])
+    def gather(self, x_QHE: Tensor, inverse_Q: Tensor | None = None) -> list[Tensor]:
+        """Returns [B, H, L, E] for each bucket.
+
+        Args:
+            x_QHE: Rows.
+            inverse_Q: int64, place of each row among the padded positions, if no result depends on padding: the gradient is then
+                gathered too, where otherwise zeros would be filled and all positions added up.
+        """
+        x_XHE = x_QHE.index_select(0, self.index_X) if inverse_Q is None else _Gather.apply(x_QHE, self.index_X, inverse_Q)
+        parts = x_XHE.split([count * length for count, length in self.shapes])
         return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def to(self, device: torch.device) -> Padded:
@@ -78,6 +85,20 @@ class Padded:
         """Returns int64 [B, L] for each bucket."""
         parts = self.index_X.split([count * length for count, length in self.shapes])
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+class _Gather(torch.autograd.Function):
+    """``x.index_select(0, index)``, whose gradient is not zero at the places of `inverse` only."""
+
+    @staticmethod
+    def forward(ctx: Any, x_QHE: Tensor, index_X: Tensor, inverse_Q: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_Q)
+        return x_QHE.index_select(0, index_X)
+
+    @staticmethod
+    def backward(ctx: Any, grad_XHE: Tensor) -> tuple[Tensor, None, None]:
+        (inverse_Q,) = ctx.saved_tensors
+        return grad_XHE.index_select(0, inverse_Q), None, None
 
 
 def sent(index: Tensor, device: torch.device) -> Tensor:
@@ -175,8 +196,9 @@ def causal_attention(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, layout: Causal
     Returns:
         [R, H, E].
     """
-    outputs = []
-    for q_BHLE, k_BHLE, v_BHLE, bias in zip(*map(layout.padded.gather, (q_RHE, k_RHE, v_RHE)), layout.bias, strict=True):
+    outputs = []  # padding stands behind its sequence, so nothing that is read back has seen it
+    parts = (layout.padded.gather(x_RHE, layout.inverse_R) for x_RHE in (q_RHE, k_RHE, v_RHE))
+    for q_BHLE, k_BHLE, v_BHLE, bias in zip(*parts, layout.bias, strict=True):
         mask = None if bias is None else bias.to(q_BHLE.dtype)
         out_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE, attn_mask=mask, is_causal=mask is None, scale=1.0)
         outputs.append(out_BHLE.transpose(1, 2).flatten(0, 1))

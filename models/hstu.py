@@ -70,7 +70,8 @@ class HSTU(Ranker):
         user_ND, target_ND = state_2ND[:targets], state_2ND[targets:]
         item_ND = self.item_vectors(batch.target_item_N, batch.target_item_features_NI)
         output_NO, shared_NC = self.context(batch, packing, target_ND, item_ND)
-        return Scores(output_NO, self.auxiliary(user_ND, item_ND), shared_NC), self.auxiliary.product(user_ND, item_ND)
+        scores = Scores(output_NO, self.auxiliary(user_ND, item_ND), shared_NC, user_ND, item_ND)
+        return scores, self.auxiliary.product(user_ND, item_ND)
 
     def states(self, batch: Batch) -> Tensor:
         """Returns [T + S, D]: the state of every row, in row order (`models.packing`): BOS, then the sequence's tokens."""

@@ -112,11 +112,16 @@ class Scores:
         output_NO: Raw outputs (logit, log rate, mu, log sigma) in the order of `RankerShape.outputs`.
         auxiliary_NO: Outputs of the auxiliary two-tower head, or None.
         shared_NC: All that the served outputs are a linear function of (`Ranker.shared_dim` wide): unserved heads read it too.
+        user_ND: The vectors of each target's user and item that the outputs were made of, those of `Ranker.user_vectors` and
+            `Ranker.item_vectors`: who wants both need not run the trunk twice.
+        item_ND: See `user_ND`.
     """
 
     output_NO: Tensor
     auxiliary_NO: Tensor | None = None
     shared_NC: Tensor | None = None
+    user_ND: Tensor | None = None
+    item_ND: Tensor | None = None
 
 
 class Ranker(nn.Module, ABC):

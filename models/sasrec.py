@@ -69,7 +69,8 @@ class SASRec(Ranker):
         output_NO, shared_NC = self.context(batch, packing, user_ND, item_ND)
         product_N1 = self.bilinear.product(user_ND, item_ND)
         shared_NC = torch.cat([shared_NC, product_N1.to(shared_NC.dtype)], 1)
-        return Scores(output_NO + self.bilinear(user_ND, item_ND), shared_NC=shared_NC), product_N1
+        output_NO = output_NO + self.bilinear(user_ND, item_ND)
+        return Scores(output_NO, shared_NC=shared_NC, user_ND=user_ND, item_ND=item_ND), product_N1
 
     def states(self, batch: Batch) -> Tensor:
         """Returns [T + S, D]: the state of every row, in row order (`models.packing`): BOS, then the sequence's tokens.

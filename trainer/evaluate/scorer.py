@@ -72,27 +72,60 @@ class RankerScorer:
             One score a row and action.
         """
         shard = self.encoder.encode(examples, tail, known_until_ms)
-        scores = expected(self.ranker, shard, self.device)
+        scores, vectors = _empty_scores(self.ranker, shard), _empty_vectors(self.ranker, shard)
+        for batch in batches_of(shard):
+            _score_batch(self.ranker, batch, self.device, scores, vectors)
         if self.repair is not None:
             scores = self.repair.scores(scores)
-        user_ND, item_ND, dot_N = self._vectors(shard)
-        return ScoredPartition(scores, dot_N, user_ND, item_ND if items else None)
+        return ScoredPartition(scores, vectors.dot_N, vectors.user_ND, vectors.item_ND if items else None)
 
     def vectors(self, examples: pa.Table, tail: pa.Table, known_until_ms: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns float32 [N, D] each: the user's vector at every row's request time, and the item's; as `score`, without scores."""
-        return self._vectors(self.encoder.encode(examples, tail, known_until_ms))[:2]
-
-    def _vectors(self, shard: Shard) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        user_ND, item_ND = (np.full((len(shard.row_N), self.ranker.shape.dim), np.nan, np.float32) for _ in range(2))
-        dot_N = np.full(len(user_ND), np.nan, np.float32)
+        shard = self.encoder.encode(examples, tail, known_until_ms)
+        vectors = _empty_vectors(self.ranker, shard)
         for batch in batches_of(shard):
-            on_device, row_N = batch.to(self.device), batch.row_N.numpy()
+            on_device = batch.to(self.device)
             with torch.inference_mode():
                 users_ND = self.ranker.user_vectors(on_device)
-                items_ND = self.ranker.item_vectors(on_device.target_item_N, on_device.target_item_features_NI)
-                dot_N[row_N] = (users_ND * items_ND).sum(-1).float().cpu().numpy()
-            user_ND[row_N], item_ND[row_N] = (vectors_ND.float().cpu().numpy() for vectors_ND in (users_ND, items_ND))
-        return user_ND, item_ND, dot_N
+                vectors.put(batch, users_ND, self.ranker.item_vectors(on_device.target_item_N, on_device.target_item_features_NI))
+        return vectors.user_ND, vectors.item_ND
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """Vectors in the order of a shard's examples (`ScoredPartition`)."""
+
+    user_ND: np.ndarray
+    item_ND: np.ndarray
+    dot_N: np.ndarray
+
+    def put(self, batch: Batch, user_ND: torch.Tensor, item_ND: torch.Tensor) -> None:
+        """Puts those of a batch in their places."""
+        row_N = batch.row_N.numpy()
+        for own, found in zip((self.user_ND, self.item_ND, self.dot_N), (user_ND, item_ND, (user_ND * item_ND).sum(-1)), strict=True):
+            own[row_N] = found.float().cpu().numpy()
+
+
+def _empty_vectors(ranker: Ranker, shard: Shard) -> _Vectors:
+    rows, width = len(shard.row_N), ranker.shape.dim
+    return _Vectors(*(np.full(shape, np.nan, np.float32) for shape in ((rows, width), (rows, width), rows)))
+
+
+def _empty_scores(ranker: Ranker, shard: Shard) -> dict[str, np.ndarray]:
+    return {action.name: np.full(len(shard.row_N), np.nan) for action in ranker.shape.actions}
+
+
+def _score_batch(
+    ranker: Ranker, batch: Batch, device: torch.device | str, scores: dict[str, np.ndarray], vectors: _Vectors | None = None
+) -> None:
+    """Puts a batch's scores, and the vectors that they were made of, in their places: one pass through the trunk makes both."""
+    with torch.inference_mode():
+        found = ranker(batch.to(device))
+        expected_NA = expectations(found.output_NO.float(), ranker.shape.actions).double().cpu().numpy()
+        if vectors is not None:
+            vectors.put(batch, found.user_ND, found.item_ND)
+    for column, score_N in zip(expected_NA.T, scores.values(), strict=True):
+        score_N[batch.row_N.numpy()] = column
 
 
 def sealed_repair(bundle: Path) -> Repair | None:
@@ -110,13 +143,9 @@ def expected(ranker: Ranker, shard: Shard, device: torch.device | str = "cpu") -
     Returns:
         Action -> float64 [N] in the order of the shard's examples: probability (binary) or expectation (count, seconds).
     """
-    actions = ranker.shape.actions
-    scores = {action.name: np.full(len(shard.row_N), np.nan) for action in actions}
+    scores = _empty_scores(ranker, shard)
     for batch in batches_of(shard):
-        with torch.inference_mode():
-            expected_NA = expectations(ranker(batch.to(device)).output_NO.float(), actions).double().cpu().numpy()
-        for index, action in enumerate(actions):
-            scores[action.name][batch.row_N.numpy()] = expected_NA[:, index]
+        _score_batch(ranker, batch, device, scores)
     return scores
 
 

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from trainer.config import ExportConfig
 from trainer.export import export
-from trainer.export.shards import FORMAT, row_group_rows, vector_batch, vector_schema, wide_batch, wide_schema
+from trainer.export.shards import FORMAT, row_group_rows, vector_batch, vector_schema, wide_batches, wide_schema
 from trainer.schema.embeddings import EmbeddingManifest, VectorBlock
 
 BLOCK = 4096  # a model scores so many users at a time
@@ -105,7 +105,7 @@ def _batches(source: Ready, layout: str, wide: bool) -> dict[str, pa.RecordBatch
         ids = pa.array(np.arange(rows))
         made = {"user": vector_batch(vector_schema(ids.type, source.dim, layout == "packed"), ids, vectors_MD)}
         if wide:
-            made["user_wide"] = wide_batch(wide_schema(ids.type, source.dim), ids, vectors_MD)
+            made["user_wide"] = next(wide_batches(wide_schema(ids.type, source.dim), iter([VectorBlock(ids, vectors_MD)]), rows))
         _BUILT[layout, wide] = made
     return _BUILT[layout, wide]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 IDENTITY, SHIFT, ROTATION = "identity", "shift", "rotation"
+_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,12 @@ class Alignment:
         """
         if self.method == IDENTITY:
             return vectors_MD
-        moved_MD = (vectors_MD.astype(np.float64) - self.source_mean_D) @ self.rotation_DD + self.target_mean_D
+        moved_MD = np.empty_like(vectors_MD)
+        for start in range(0, len(vectors_MD), _ROWS):  # in double precision, but never the whole table
+            rows = slice(start, start + _ROWS)
+            moved_MD[rows] = (vectors_MD[rows].astype(np.float64) - self.source_mean_D) @ self.rotation_DD + self.target_mean_D
         moved_MD[~vectors_MD.any(axis=1)] = 0.0
-        return moved_MD.astype(vectors_MD.dtype)
+        return moved_MD
 
 
 def fit(reference_ED: np.ndarray, new_ED: np.ndarray, method: str) -> Alignment:

@@ -16,7 +16,8 @@ from trainer.config import ExportConfig
 from trainer.export.digest import changed_and_gone, digest_parts
 from trainer.export.features import staged_blocks
 from trainer.export.read import read_view
-from trainer.export.shards import vector_batch, vector_schema, write_shards
+from trainer.export.shards import row_group_rows, vector_batch, vector_schema, write_shards
+from trainer.export.vectors import regrouped
 from trainer.schema.embeddings import DELTA, DIGEST, GONE, ITEM, USER, EmbeddingManifest, VectorBlock
 from trainer.schema.ids import hash_ids
 
@@ -49,13 +50,15 @@ def _write(partial: Path, manifest: EmbeddingManifest, config: ExportConfig, ent
     first = next(staged_blocks(partial, manifest.shards[entity], manifest.dim))
     schema = vector_schema(first.ids.type, manifest.dim, config.layout == "packed")
 
-    def kept() -> Iterator[pa.RecordBatch]:
+    def kept() -> Iterator[VectorBlock]:
         for block in staged_blocks(partial, manifest.shards[entity], manifest.dim):
-            keep_M = np.isin(hash_ids(block.ids), changed)
+            keep_M = _among(hash_ids(block.ids), changed)
             if keep_M.any():
-                yield vector_batch(schema, block.ids.filter(pa.array(keep_M)), block.vectors_MD[keep_M])
+                yield VectorBlock(block.ids.filter(pa.array(keep_M)), block.vectors_MD[keep_M])
 
-    shards = write_shards(partial, entity + DELTA, schema, kept(), config.shard_rows)
+    blocks = regrouped(kept(), row_group_rows(manifest.dim, config.shard_rows))
+    batches = (vector_batch(schema, block.ids, block.vectors_MD) for block in blocks)
+    shards = write_shards(partial, entity + DELTA, schema, batches, config.shard_rows)
     manifest.shards[entity + DELTA] = shards
     manifest.changed[entity] = sum(shard.rows for shard in shards)
 
@@ -72,4 +75,12 @@ def _write_gone(
 
 
 def _ids_among(block: VectorBlock, hashes: np.ndarray) -> pa.Array:
-    return block.ids.filter(pa.array(np.isin(hash_ids(block.ids), hashes)))
+    return block.ids.filter(pa.array(_among(hash_ids(block.ids), hashes)))
+
+
+def _among(hash_M: np.ndarray, sorted_K: np.ndarray) -> np.ndarray:
+    """Returns bool [M]: which hashes are among sorted ones."""
+    place_M = np.searchsorted(sorted_K, hash_M)
+    found_M = place_M < len(sorted_K)
+    found_M[found_M] = sorted_K[place_M[found_M]] == hash_M[found_M]
+    return found_M

@@ -112,7 +112,7 @@ def digest_parts(folder: Path, shards: list[Shard]) -> Iterator[np.ndarray]:
     part = 0
     for shard in shards:
         check_shard(folder, shard)
-        for batch in pq.ParquetFile(folder / shard.path).iter_batches():
+        for batch in pq.ParquetFile(folder / shard.path, pre_buffer=False).iter_batches():
             pair_M2 = np.stack([batch.column(0).to_numpy(), batch.column(1).to_numpy()], axis=1)
             for here in np.unique(part_of(pair_M2[:, 0])):
                 while part < here:

@@ -22,13 +22,14 @@ from trainer.align import IDENTITY, ROTATION, SHIFT, Alignment, Pairs, alignment
 from trainer.align.agreement import MEAN_SHIFT_SD, agreement
 from trainer.errors import ExportError
 from trainer.export.read import read_view, vectors_of
-from trainer.export.shards import row_group_rows
 from trainer.schema.embeddings import ALIGNMENT, ITEM, REFERENCE, USER, AlignmentRecord, EmbeddingManifest, Shard, VectorBlock
 from trainer.schema.files import write_text
 from trainer.schema.hashing import sha256_file
 from trainer.schema.ids import hash_ids
 
 REFERENCE_ENTITIES = 20_000
+_SPARE = 5_000
+_READ_BYTES = 1 << 20
 REPAIRABLE = ("same", "shifted", "rotated")
 
 
@@ -51,7 +52,10 @@ class Anchors:
 
     def __init__(self, entity: str, dim: int, reference: Sample | None) -> None:
         self._entity, self._reference = entity, reference
-        self._drawn: list[tuple[np.ndarray, pa.Array, np.ndarray]] = []  # hashes, ids, vectors; the smallest hashes are kept
+        # The smallest hashes are kept, and a few more until these are told apart; memory that is not needed is never touched.
+        self._hash_S = np.empty(REFERENCE_ENTITIES + _SPARE, np.uint64)
+        self._vectors_SD = np.empty((len(self._hash_S), dim), np.float32)
+        self._ids: list[pa.Array] = []
         self._held, self._bound = 0, np.uint64(np.iinfo(np.uint64).max)
         self._matched_ED = np.full((0 if reference is None else len(reference.ids), dim), np.nan, np.float32)
         self._known_E = np.zeros(len(self._matched_ED), bool)
@@ -64,13 +68,15 @@ class Anchors:
         """
         self._match(block)
         row_K = np.flatnonzero(hash_M <= self._bound)
-        if len(row_K) > REFERENCE_ENTITIES:
-            row_K = np.sort(row_K[np.argsort(hash_M[row_K], kind="stable")[:REFERENCE_ENTITIES]])
-        if len(row_K):
-            self._drawn.append((hash_M[row_K], block.ids.take(pa.array(row_K)), block.vectors_MD[row_K]))
-            self._held += len(row_K)
-        if self._held > 2 * REFERENCE_ENTITIES:
-            self._keep_smallest()
+        while len(row_K):
+            taken_K, row_K = np.split(row_K, [len(self._hash_S) - self._held])
+            place = slice(self._held, self._held + len(taken_K))
+            self._hash_S[place], self._vectors_SD[place] = hash_M[taken_K], block.vectors_MD[taken_K]
+            self._ids.append(block.ids.take(pa.array(taken_K)))
+            self._held = place.stop
+            if self._held == len(self._hash_S):
+                self._keep_smallest()
+                row_K = row_K[hash_M[row_K] <= self._bound]
 
     def drawn(self, alignment: Alignment) -> Sample:
         """Returns the entities with the smallest hashes, their vectors as features.
@@ -78,20 +84,21 @@ class Anchors:
         Raises:
             ExportError: If there was no vector.
         """
-        if not self._drawn:
+        if not self._held:
             raise ExportError("an entity without vectors cannot be a reference", where=self._entity)
-        self._keep_smallest()
-        _, ids, vectors_ED = self._drawn[0]
-        return Sample(ids, alignment.apply(vectors_ED))
+        order_E = np.argsort(self._hash_S[: self._held], kind="stable")[:REFERENCE_ENTITIES]
+        return Sample(pa.concat_arrays(self._ids).take(pa.array(order_E)), alignment.apply(self._vectors_SD[order_E]))
 
     def _keep_smallest(self) -> None:
-        hash_E = np.concatenate([hash_K for hash_K, _, _ in self._drawn])
-        order_E = np.argsort(hash_E, kind="stable")[:REFERENCE_ENTITIES]
-        ids = pa.concat_arrays([ids for _, ids, _ in self._drawn]).take(pa.array(order_E))
-        self._drawn = [(hash_E[order_E], ids, np.concatenate([vectors_KD for _, _, vectors_KD in self._drawn])[order_E])]
-        self._held = len(order_E)
-        if self._held == REFERENCE_ENTITIES:
-            self._bound = hash_E[order_E[-1]]
+        """Moves the smallest hashes to the front, in place: a copy of all vectors would be the most that an export holds."""
+        order_S = np.argsort(self._hash_S, kind="stable")
+        kept_E, lost_S = order_S[:REFERENCE_ENTITIES], order_S[REFERENCE_ENTITIES:]
+        free, moved = lost_S[lost_S < REFERENCE_ENTITIES], kept_E[kept_E >= REFERENCE_ENTITIES]
+        self._hash_S[free], self._vectors_SD[free] = self._hash_S[moved], self._vectors_SD[moved]
+        row_E = np.arange(REFERENCE_ENTITIES)
+        row_E[free] = moved
+        self._ids = [pa.concat_arrays(self._ids).take(pa.array(row_E))]
+        self._held, self._bound = REFERENCE_ENTITIES, self._hash_S[:REFERENCE_ENTITIES].max()
 
     def pairs(self) -> Pairs:
         """Returns the reference's entities that have a vector now, both vectors of each."""
@@ -241,11 +248,13 @@ def _handed_on(anchors: Anchors, reference: Sample, entity: str, alignment: Alig
 
 
 def staged_blocks(folder: Path, shards: list[Shard], dim: int) -> Iterator[VectorBlock]:
-    """Yields vectors of shards that this process has just verified."""
+    """Yields vectors of shards that this process has just verified, in blocks that are small beside a row group."""
+    rows = max(1, _READ_BYTES // (4 * dim))
     for shard in shards:
-        with pq.ParquetFile(folder / shard.path) as file:
-            for batch in file.iter_batches(row_group_rows(dim, shard.rows)):
+        with pq.ParquetFile(folder / shard.path, pre_buffer=False, buffer_size=_READ_BYTES) as file:  # else the whole shard is held
+            for batch in file.iter_batches(rows):
                 yield VectorBlock(batch.column("id"), vectors_of(batch.column("vector"), dim))
+        pa.default_memory_pool().release_unused()  # else an allocator may keep what this thread decoded
 
 
 def feature_space(space_id: str, found: Mapping[str, Aligned], live_manifest: EmbeddingManifest | None) -> str:

@@ -105,7 +105,7 @@ def _batches(folder: Path, manifest: EmbeddingManifest, view: str) -> Iterator[p
         raise ExportError("not part of this export", where=folder, got=view, expected=", ".join(sorted(manifest.shards)))
     for shard in manifest.shards[view]:
         check_shard(folder, shard)
-        with pq.ParquetFile(folder / shard.path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(folder / shard.path, page_checksum_verification=True, pre_buffer=False) as file:  # else it is held whole
             yield from file.iter_batches()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +15,13 @@ import pyarrow.parquet as pq
 
 from trainer.errors import ExportError
 from trainer.export.reread import reread
-from trainer.schema.embeddings import Shard, wide_names
+from trainer.schema.embeddings import Shard, VectorBlock, wide_names
 
 _READERS = 2  # while one waits for the disk the other hashes
 _TURNED_ROWS = 256
+
+_SYNC_FILE_RANGE_WRITE = 2
+_BEGIN = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux only
 
 ROW_GROUP_BYTES = 8 << 20  # what is held in memory at a time, whatever the number of entities
 
@@ -50,12 +54,31 @@ def vector_batch(schema: pa.Schema, ids: pa.Array, vectors_MD: np.ndarray) -> pa
     return pa.record_batch([ids, pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)], schema=schema)
 
 
-def wide_batch(schema: pa.Schema, ids: pa.Array, vectors_MD: np.ndarray) -> pa.RecordBatch:
-    """Returns ids and vectors as one batch of the wide schema."""
-    vectors_DM = np.empty(vectors_MD.shape[::-1], np.float32)
-    for start in range(0, len(vectors_MD), _TURNED_ROWS):  # a piece that the cache holds: four times as fast as all at once
-        vectors_DM[:, start : start + _TURNED_ROWS] = vectors_MD[start : start + _TURNED_ROWS].T
-    return pa.record_batch([ids, *(pa.array(column_M) for column_M in vectors_DM)], schema=schema)
+def wide_batches(schema: pa.Schema, blocks: Iterator[VectorBlock], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yields ids and vectors as batches of the wide schema, `rows` each but the last, in two pieces of memory by turns.
+
+    A batch is good until the one after the next is asked for.
+    """
+    held_DR, spare_DR = (np.empty((len(schema) - 1, rows), np.float32) for _ in range(2))
+    ids: list[pa.Array] = []
+    held = 0
+    for block in blocks:
+        start = 0
+        while start < len(block.ids):
+            taken = min(rows - held, len(block.ids) - start, _TURNED_ROWS)  # what the cache holds: four times as fast as all at once
+            held_DR[:, held : held + taken] = block.vectors_MD[start : start + taken].T
+            ids.append(block.ids.slice(start, taken))
+            held, start = held + taken, start + taken
+            if held == rows:
+                yield _wide_batch(schema, ids, held_DR)
+                held_DR, spare_DR = spare_DR, held_DR
+                ids, held = [], 0
+    if held:
+        yield _wide_batch(schema, ids, held_DR[:, :held])
+
+
+def _wide_batch(schema: pa.Schema, ids: list[pa.Array], vectors_DR: np.ndarray) -> pa.RecordBatch:
+    return pa.record_batch([pa.concat_arrays(ids), *(pa.array(column_R) for column_R in vectors_DR)], schema=schema)
 
 
 # Floats neither repeat nor compress: dictionaries, statistics and codecs would cost time and save nothing.
@@ -170,9 +193,9 @@ class _OpenShard:
 
     def flush_soon(self) -> None:
         """Asks the kernel to begin with what was written, so that the disk does not stand idle until the flush at the end."""
-        if hasattr(os, "posix_fadvise"):  # what is not on the disk yet is not forgotten by this, only begun with
+        if _BEGIN is not None:  # nothing depends on it, and unlike posix_fadvise it forgets no page that is to be compared
             written = self._file.tell()
-            os.posix_fadvise(self._handle, self._flushed, written - self._flushed, os.POSIX_FADV_DONTNEED)
+            _BEGIN(self._handle, ctypes.c_int64(self._flushed), ctypes.c_int64(written - self._flushed), _SYNC_FILE_RANGE_WRITE)
             self._flushed = written
 
     def close(self) -> None:
@@ -180,6 +203,7 @@ class _OpenShard:
         self.writer.close()
         self._file.close()
         os.close(self._handle)
+        pa.default_memory_pool().release_unused()  # else an allocator may keep what the pages of this shard took
 
     def abandon(self) -> None:
         """Lets go without a footer."""

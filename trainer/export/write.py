@@ -23,7 +23,7 @@ from trainer.export.digest import DIGEST_SCHEMA, Digest
 from trainer.export.features import Aligned, Anchors, align, apply, feature_space, reference_of, staged_blocks, write_alignment
 from trainer.export.progress import Progress
 from trainer.export.read import read_manifest
-from trainer.export.shards import ShardWriter, row_group_rows, vector_batch, vector_schema, wide_batch, wide_schema, write_shards
+from trainer.export.shards import ShardWriter, row_group_rows, vector_batch, vector_schema, wide_batches, wide_schema, write_shards
 from trainer.export.vectors import Tally, checked_blocks, regrouped
 from trainer.schema.embeddings import (
     DIGEST,
@@ -105,6 +105,7 @@ def export(
                 partial, blocks, entity, manifest, config, (holdout or {}).get(entity), anchors[entity], closing
             )
         found = _aligned(partial, manifest, config, anchors)
+        anchors.clear()  # their memory is for the wide view
         for entity, writer in writers.items():
             manifest.shards[entity] = writer.close()
         if config.wide:
@@ -179,9 +180,10 @@ def _aligned(partial: Path, manifest: EmbeddingManifest, config: ExportConfig, a
             )  # fmt: skip
         manifest.alignment[entity] = write_alignment(partial, entity, aligned)
         sample = aligned.reference
-        schema = vector_schema(sample.ids.type, manifest.dim)
-        batch = vector_batch(schema, sample.ids, sample.vectors_ED)
-        manifest.shards[entity + REFERENCE] = write_shards(partial, entity + REFERENCE, schema, iter([batch]), config.shard_rows)
+        schema, rows = vector_schema(sample.ids.type, manifest.dim), row_group_rows(4 * manifest.dim, config.shard_rows)
+        whole = vector_batch(schema, sample.ids, sample.vectors_ED)
+        batches = (whole.slice(start, rows) for start in range(0, whole.num_rows, rows))
+        manifest.shards[entity + REFERENCE] = write_shards(partial, entity + REFERENCE, schema, batches, config.shard_rows)
     return found
 
 
@@ -190,7 +192,7 @@ def _export_wide(partial: Path, manifest: EmbeddingManifest, config: ExportConfi
     for entity, aligned in found.items():
         schema = wide_schema(aligned.reference.ids.type, manifest.dim)
         blocks = (apply(block, aligned.alignment) for block in staged_blocks(partial, manifest.shards[entity], manifest.dim))
-        batches = (wide_batch(schema, block.ids, block.vectors_MD) for block in blocks)
+        batches = wide_batches(schema, blocks, row_group_rows(manifest.dim, config.shard_rows))
         manifest.shards[entity + WIDE] = write_shards(partial, entity + WIDE, schema, batches, config.shard_rows)
 
 
@@ -198,7 +200,7 @@ def _refuse_repeats(root: Path, shards: list[Shard], entity: str, repeated: np.n
     """Raises an ExportError if among the ids with a repeated hash one truly comes twice."""
     suspects = []
     for shard in shards:
-        for batch in pq.ParquetFile(root / shard.path).iter_batches(columns=["id"]):
+        for batch in pq.ParquetFile(root / shard.path, pre_buffer=False).iter_batches(columns=["id"]):
             ids = batch.column(0)
             suspects.append(ids.filter(pa.array(np.isin(hash_ids(ids), repeated))))
     counts = pc.value_counts(pa.concat_arrays(suspects))

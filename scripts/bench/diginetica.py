@@ -36,8 +36,8 @@ from torch import Tensor
 import models
 from models.batch import Batch
 from models.flops import forward_flops
-from models.losses import sampled_softmax
 from models.ranker import Ranker
+from models.softmax import sampled_softmax
 from trainer.config import ModelConfig, OptimizerConfig, ScheduleConfig
 from trainer.data import BatchModule, Shard, ShardStore, plan_batches, take
 from trainer.data.plan import cut
@@ -141,17 +141,20 @@ class SessionTask(RankingTask):
         loss = sampled_softmax(
             user_ND, vectors(ranker, target_N), vectors(ranker, item_M), target_N, item_M, self.log_q_V[target_N], self.log_q_V[item_M],
         )  # fmt: skip
-        if self.teacher is None or not (batch.row_N == OLD).all():
+        replayed_N = batch.row_N == OLD
+        if self.teacher is None or not replayed_N.any():
             return loss, loss.new_zeros(())
-        return loss, self.kd * self._distil(ranker, batch, user_ND, torch.cat([target_N, item_M]))
+        with torch.no_grad():
+            teacher_ND = self.teacher.user_vectors(batch)[replayed_N]
+        return loss, self.kd * self._distil(ranker, user_ND[replayed_N], teacher_ND, torch.cat([target_N, item_M]))
 
-    def _distil(self, ranker: Ranker, batch: Batch, user_ND: Tensor, candidate_M: Tensor) -> Tensor:
+    def _distil(self, ranker: Ranker, user_ND: Tensor, teacher_ND: Tensor, candidate_M: Tensor) -> Tensor:
         """Cross-entropy with the old model's distribution over the targets and the drawn items that it knew."""
         assert self.teacher is not None
         candidate_M = candidate_M[self.old_V[candidate_M]].unique()
         with torch.no_grad():
-            teacher_NM = self.teacher.user_vectors(batch) @ vectors(self.teacher, candidate_M).T
-        return F.cross_entropy(user_ND @ vectors(ranker, candidate_M).T, teacher_NM.softmax(1))
+            teacher_NM = (teacher_ND @ vectors(self.teacher, candidate_M).T).softmax(1)
+        return F.cross_entropy(user_ND @ vectors(ranker, candidate_M).T, teacher_NM)
 
 
 def vectors(ranker: Ranker, item_M: Tensor) -> Tensor:
@@ -216,6 +219,7 @@ def learn(
     start: tuple[Ranker, dict, np.ndarray],
     new: Shard,
     old: Shard | None,
+    share: float,
     kd: float,
     passes: int,
     folder: Path,
@@ -229,7 +233,8 @@ def learn(
         store.write(key, shard)
     steps = plan_batches(
         keys[:1], store.lengths, batch_targets=options.batch, batch_tokens=8 * options.batch, passes=passes, seed=options.seed,
-        replay=keys[1 : len(units)], replay_share=options.replay_share if old is not None else 0.0,
+        replay=keys[1 : len(units)], replay_share=share,
+        replay_beside=not options.replay_apart,
     )  # fmt: skip
     task = SessionTask(
         ranker, np.concatenate([shard.target_item_N for shard in units]) - RESERVED_ROWS, known_V, kd, options.negatives,
@@ -244,35 +249,50 @@ def learn(
     begun = time.process_time()
     trainer.fit(task, datamodule=BatchModule(store, steps))
     seconds = time.process_time() - begun
-    taken = [[planned.units_B for planned in steps.batches if planned.new == (kind == NEW)] for kind in (NEW, OLD)[: len(units)]]
+    planned = [part for batch in steps.batches for part in batch.parts]
+    taken = [[part.units_B for part in planned if part.new == (kind == NEW)] for kind in (NEW, OLD)[: len(units)]]
     used = [take(shard, np.concatenate(parts)) for shard, parts in zip(units, taken, strict=True) if parts]
     costs = [forward_flops(ranker, batch) + 2 * batch.targets * options.negatives * options.dim for batch in used]
-    flops = 3 * sum(costs) + (costs[-1] if kd > 0 else 0)  # the old model's forward pass where it teaches
+    flops = (4 if kd > 0 else 3) * sum(costs)  # with the old model's forward pass where it teaches
     return Learned(ranker.eval(), task.served.eval(), task.optimizers_of[0].named_state(), seconds, sum(b.targets for b in used), flops)
 
 
 def judge(options: argparse.Namespace, ranker: Ranker, units: Shard) -> np.ndarray:
-    """Returns int64 [2, N]: session and rank of the judged clicks, those of some sessions, the same ones for every arm."""
+    """Returns int64 [3, N]: session, rank and item of the judged clicks, those of some sessions, the same ones for every arm."""
     rng = np.random.default_rng(0)
     tokens_U, targets_U = np.diff(units.token_offsets_U1), np.diff(units.target_offsets_U1)
     asked_U = rng.permutation(units.units)
     asked_U = asked_U[: int(np.searchsorted(np.cumsum(targets_U[asked_U]), options.questions)) + 1]
-    sessions, ranks = [], []
+    sessions, ranks, items = [], [], []
     with torch.inference_mode():
         item_DV = catalogue(ranker).T.contiguous()
         for units_B in cut(tokens_U[asked_U], targets_U[asked_U], 512, 8192, rng):
             batch = take(units, asked_U[units_B])
             score_BV = ranker.user_vectors(batch) @ item_DV
             sessions.append(batch.row_N)
-            own_B1 = score_BV.gather(1, (batch.target_item_N - RESERVED_ROWS)[:, None])
+            items.append(batch.target_item_N - RESERVED_ROWS)
+            own_B1 = score_BV.gather(1, items[-1][:, None])
             ranks.append((~(score_BV < own_B1)).sum(1) - 1)  # a tie or a NaN counts against the target
-    return torch.stack([torch.cat(sessions), torch.cat(ranks)]).numpy()
+    return torch.stack([torch.cat(sessions), torch.cat(ranks), torch.cat(items)]).numpy()
 
 
-def measured(rank_N: np.ndarray) -> dict[str, float]:
-    """Returns Recall@20 and MRR@20 of ranks from 0."""
+def measured(rank_N: np.ndarray, absent_N: np.ndarray) -> dict[str, float]:
+    """Returns Recall@20 and MRR@20 of ranks from 0, and the recall of items that the learned period had no click of: what is forgotten."""
     hit_N = rank_N < TOP_K
-    return {"recall": float(hit_N.mean()), "mrr": float((hit_N / (rank_N + 1.0)).mean()), "n": len(rank_N)}
+    absent = float(hit_N[absent_N].mean()) if absent_N.any() else float("nan")
+    return {"recall": float(hit_N.mean()), "mrr": float((hit_N / (rank_N + 1.0)).mean()), "absent": absent, "n": len(rank_N)}
+
+
+def replay_share(options: argparse.Namespace, new: int, history: int) -> float:
+    """Returns the share of replayed targets: as set, or what a budget leaves beside the passes over the period's own.
+
+    Args:
+        options: `replay_share` and `budget`, a share of what joint costs.
+        new: Targets of the period, all passes together.
+        history: Targets of all periods so far, once.
+    """
+    left = 1 - new / (options.budget * options.joint_passes * history) if options.budget > 0 else 0.0
+    return max(options.replay_share, left)
 
 
 def run_arm(options: argparse.Namespace, arm: str, log: Log, done: dict[tuple[str, int], dict], results: Path) -> None:
@@ -292,13 +312,12 @@ def run_arm(options: argparse.Namespace, arm: str, log: Log, done: dict[tuple[st
             state = State(start[0].eval(), kept["moments"], item_V)
             continue
         passes = options.joint_passes if arm == "joint" or period == 0 else options.passes
-        old, kd = None, 0.0
+        old, share = None, 0.0
         if arm.startswith("replay") and state is not None:
             sequences, rng = log.sequences(0, period - 1, item_V), np.random.default_rng([options.seed, period])
-            wanted = len(new.target_item_N) * passes * options.replay_share / (1 - options.replay_share)
-            old = session_units(sequences, drawn(sequences, round(wanted), rng))
-            kd = options.kd if arm == "replay_kd" else 0.0
-        learned = learn(options, start, new, old, kd, passes, options.out / "shards" / arm, period)
+            share = replay_share(options, passes * len(new.target_item_N), len(new.target_item_N) + len(sequences.item_E) - sequences.users)
+            old = session_units(sequences, drawn(sequences, round(passes * len(new.target_item_N) * share / (1 - share)), rng))
+        learned = learn(options, start, new, old, share, options.kd * (arm == "replay_kd"), passes, options.out / "shards" / arm, period)
         state = State(learned.ranker, learned.moments, item_V)
         if not cold:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -311,7 +330,7 @@ def report(options: argparse.Namespace, arm: str, period: int, learned: Learned,
     judged = judge(options, learned.served, session_units(log.sequences(period + 1, period + 1, item_V)))
     (results.parent / "ranks").mkdir(exist_ok=True)
     np.save(_ranks(results, arm, period), judged)
-    metrics = measured(judged[1])
+    metrics = measured(judged[1], ~np.isin(item_V[judged[2]], log.item_E[log.period_E == period]))
     line = {
         "arm": arm, "period": period, **metrics, "seconds": round(learned.seconds, 1), "targets": learned.targets,
         "flops": learned.flops, "items": len(item_V),
@@ -319,7 +338,7 @@ def report(options: argparse.Namespace, arm: str, period: int, learned: Learned,
     with results.open("a") as stream:
         stream.write(json.dumps(line) + "\n")
     print(
-        f"{arm:10s} period {period:2d}  recall@20 {metrics['recall']:.4f}  mrr@20 {metrics['mrr']:.4f}  "
+        f"{arm:10s} period {period:2d}  recall@20 {metrics['recall']:.4f}  mrr@20 {metrics['mrr']:.4f}  absent {metrics['absent']:.4f}  "
         f"{learned.seconds:6.1f} s  {learned.targets / learned.seconds:,.0f} targets/s", flush=True,
     )  # fmt: skip
 
@@ -341,20 +360,23 @@ def show(lines: list[dict], results: Path) -> None:
 
 def show_periods(by_arm: dict[str, dict[int, dict]], periods: list[int], results: Path) -> None:
     """Prints one table: means over some periods, compute against joint, and the share of the gap to joint that is closed."""
-    mean = {arm: {k: float(np.mean([found[i][k] for i in periods])) for k in ("recall", "mrr", "seconds")} for arm, found in by_arm.items()}
+    mean = {
+        arm: {k: float(np.nanmean([found[i][k] for i in periods])) for k in ("recall", "mrr", "absent", "seconds")}
+        for arm, found in by_arm.items()
+    }
     later = [period for period in periods if period > 0]  # every arm learns period 0 from nothing
     flops = {arm: sum(found[i]["flops"] for i in later) for arm, found in by_arm.items()}
     questions = sum(next(iter(by_arm.values()))[i]["n"] for i in periods)
     print(f"\nlearned up to period {', '.join(map(str, periods))}; {questions:,} questions an arm; {hardware('cpu')}")
     print(
-        f"{'arm':10s} {'recall@20':>10s} {'mrr@20':>8s} {'published':>10s} {'of the gap from finetune':>25s} {'from dropout':>17s} "
-        f"{'FLOPs of joint':>15s} {'seconds':>8s}"
+        f"{'arm':10s} {'recall@20':>10s} {'mrr@20':>8s} {'absent':>8s} {'published':>10s} {'of the gap from finetune':>25s} "
+        f"{'from dropout':>17s} {'FLOPs of joint':>15s} {'seconds':>8s}"
     )
     for arm, values in mean.items():
         gaps = [closed(results, arm, floor, periods) if {floor, "joint"} <= set(by_arm) else "-" for floor in ("finetune", "dropout")]
         share = f"{flops[arm] / flops['joint']:.1%}" if flops.get("joint") else "-"
         print(
-            f"{arm:10s} {values['recall']:10.2%} {values['mrr']:8.2%} {PUBLISHED.get(arm, float('nan')):10.2f} "
+            f"{arm:10s} {values['recall']:10.2%} {values['mrr']:8.2%} {values['absent']:8.2%} {PUBLISHED.get(arm, float('nan')):10.2f} "
             f"{gaps[0]:>25s} {gaps[1]:>17s} {share:>15s} {values['seconds']:8.1f}"
         )
 
@@ -412,6 +434,8 @@ def _arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--ema", type=float, default=0.99, help="decay of the served average of the weights; 0 serves the trunk")
     parser.add_argument("--replay-share", type=float, default=0.5, help="share of replayed targets in the arms that replay")
+    parser.add_argument("--budget", type=float, default=0.0, help="replay more, up to this share of what joint costs; 0 does not")
+    parser.add_argument("--replay-apart", action="store_true", help="replayed targets in batches of their own, not beside new ones")
     parser.add_argument("--kd", type=float, default=0.5, help="weight of the old model's scores on replayed targets")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--negatives", type=int, default=1024)

@@ -193,3 +193,17 @@ def test_production_that_is_no_bundle_is_judged_from_its_logged_scores(simulated
         check["name"] == "ne" and check["action"] == "click"
         for check in json.loads((tmp_path / "run" / "verdict.json").read_text())["checks"]
     )
+
+
+def test_replay_that_trains_tables_shares_the_steps_of_the_new_day(history, simulated, tmp_path):
+    folder, *_ = history
+    for name in ("registry", "examples"):
+        shutil.copytree(folder / name, tmp_path / name)
+    replay = ("as_of=2026-03-07", "warm_start.replay_share=0.4", "fit.batch_targets=64")
+    new = {}
+    for tables in ("frozen", "train"):
+        train(configure(*arguments(simulated, tmp_path, tables, *replay, f"warm_start.replay_tables={tables}")))
+        log = (tmp_path / tables / "challenger-fit" / "steps.jsonl").read_text().splitlines()
+        new[tables] = [json.loads(line)["new"] for line in log]
+    assert new["frozen"].count(False) / len(new["frozen"]) == pytest.approx(0.4, abs=0.05), "rows that stay need steps of their own"
+    assert all(new["train"]) and len(new["train"]) == pytest.approx(len(new["frozen"]), rel=0.15)

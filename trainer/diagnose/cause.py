@@ -67,7 +67,8 @@ CAUSES = {
         ),
         Cause(
             "forgetting", "The challenger holds on the fresh days and loses on the permanent validation sets.",
-            "Mix earlier days in.", "scripts/retrain.py data=... run_dir={run}-replay warm_start.replay_share=0.2",
+            "Mix earlier days into every batch.",
+            "scripts/retrain.py data=... run_dir={run}-replay warm_start.replay_share=0.35 warm_start.replay_tables=train",
         ),
         Cause(
             "fresh days not fitted", "The challenger holds on the permanent validation sets and loses on the fresh days.",

@@ -1,6 +1,7 @@
 """What each kind of damage does to a scan, and to readers that do not look.
 
-    python scripts/bench/corruption.py [kinds=weekly|all|NAME,NAME] [seeds=3] [days=12] [readers=pyarrow,ray,hf] [speed=true] [folder=DIR]
+    python scripts/bench/corruption.py [kinds=weekly|all|none|NAME,NAME] [seeds=3] [days=12] [readers=pyarrow,ray,hf] [speed=true]
+                                       [folder=DIR]
 
 For every seed a simulated log is written, scanned clean (every row of its ledger but duplicates and late rows is a false alarm), then
 damaged in one way at a time, on its last day, by `trainer.inject`, and scanned again. The table says how often the damage was
@@ -15,7 +16,12 @@ or finishes late (truncated, empty, missing, unexpected and doubled files, missi
 schema, unit or default (missing column, garbage types, NaN, sentinels, unit change); a join finds nothing (zero-filled features, labels all
 zero, yesterday's values). Their misses and false alarms are what a team meets every Monday.
 
-``speed=true``: rows/s of the statistics pass on 32 columns, and of reading with all checks on beside plain pyarrow, in one process each.
+Ray Data (``pip install rewarm[ray]``) and Hugging Face datasets (``pip install datasets``) are read where they are installed, and named
+where they are not. Each reader keeps one process; what it takes to start (Ray: a cluster) is within its deadline.
+
+``speed=true``: rows/s of the statistics pass on 32 columns; and what the loader that everything reads through (`trainer.logs.deliver`:
+whole-file hash, page checksums, types, treatment) costs beside plain pyarrow on the same columns: a made-up file of 32 columns, and a day
+of each real log in the folder REWARM_DATA (default ../shared/data), written again with page checksums. Processor time, one thread.
 """
 
 # ruff: noqa: E402
@@ -31,9 +37,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -48,35 +55,41 @@ from trainer.config import ScanConfig, load
 from trainer.errors import ConfigError, DataError
 from trainer.inject import HAZARDS, KINDS, Score, hazard, inject, score
 from trainer.inject.score import HARMLESS
-from trainer.logs.decode import open_parquet
+from trainer.logs.conform import ARROW_TYPES, logical_type
 from trainer.logs.deliver import delivered
 from trainer.logs.hashing import combine, hash_ids
 from trainer.logs.layout import day_folder, discover_days
+from trainer.logs.roles import source_columns
 from trainer.scan import check_budget, scan, write_scan
 from trainer.scan.links import links
 from trainer.scan.states import column_state
 from trainer.scan.workers import Call, Failure, Reader
 from trainer.schema.faults import CATALOGUE
-from trainer.schema.health import HealthMap
+from trainer.schema.health import DayHealth, FileHealth, HealthMap
 from trainer.schema.injection import FaultSettings
-from trainer.schema.logs import LogSpec
+from trainer.schema.logs import ActionSpec, ColumnSpec, LogSpec, TimeSpec
 from trainer.schema.simulation import SimulationSpec
 from trainer.simulate import simulate
 
 CONF = Path(__file__).parents[2] / "conf"
+DAY = "2026-03-02"  # of the files whose reading is timed
 DEADLINE_S, SLOW_S = 15.0, 3.0
+PEER_DEADLINE_S = 180.0  # a cluster of Ray takes up to a minute to start on a busy machine, and stays
 PEERS: dict[str, Reader] = {}
 
 
 def main() -> None:
     settings = {"kinds": "weekly", "seeds": 3, "days": 12, "readers": "pyarrow,ray,hf", "speed": True, "folder": None}
     settings |= {name: yaml.safe_load(value) for name, value in (argument.split("=", 1) for argument in sys.argv[1:])}
-    kinds = {"weekly": weekly(), "all": [*weekly(), *(kind for kind in KINDS if kind not in weekly())]}.get(settings["kinds"])
-    kinds = kinds or str(settings["kinds"]).split(",")
+    groups = {"weekly": weekly(), "all": [*weekly(), *(kind for kind in KINDS if kind not in weekly())], "none": []}
+    kinds, readers = groups.get(settings["kinds"], str(settings["kinds"]).split(",")), str(settings["readers"]).split(",")
+    if unknown := [*sorted(set(kinds) - set(KINDS)), *sorted(set(readers) - set(READERS))]:
+        raise SystemExit(f"unknown: {', '.join(unknown)}; readers are {', '.join(READERS)}, kinds those of trainer/schema/faults.py")
     with tempfile.TemporaryDirectory(dir=settings["folder"]) as folder:
         if settings["speed"]:
             speed(Path(folder))
-        run(kinds, int(settings["seeds"]), int(settings["days"]), str(settings["readers"]).split(","), Path(folder))
+        if kinds:
+            run(kinds, int(settings["seeds"]), int(settings["days"]), readers, Path(folder))
 
 
 def weekly() -> list[str]:
@@ -104,7 +117,7 @@ def run(kinds: list[str], seeds: int, days: int, readers: list[str], folder: Pat
             print(f"seed {seed}  {kind:<22} {'as specified' if outcome[0].perfect else outcome[0]}", file=sys.stderr, flush=True)
     for reader in PEERS.values():
         reader.close()
-    show(scores, ours, others, [name for name in READERS if name in readers])
+    show(scores, ours, others, readers)
     allowed = judged / 30 * config.false_alarms
     print(f"clean logs: {alarms} false alarms in {judged} days; the budget allows {allowed:.2f}")
 
@@ -135,7 +148,7 @@ def one(
         health = scan(copy, list(clean.days), config)
         found = score(planted, health, clean, stopped(health, config))
         reference = read_day(spec, day)
-        said = {name: read_by(copy, day, reader, spec, reference) for name, reader in READERS.items() if name in readers}
+        said = {name: read_by(copy, day, READERS[name][1], spec, reference) for name in readers if installed(name)}
     if kind in HAZARDS:
         health = scan(copy, list(clean.days), config) if found.detected and health.days[day].used else health
     return found, delivered_by_scan(copy, day, health, spec, reference), said
@@ -215,7 +228,7 @@ def differing(mine: pa.ChunkedArray, theirs: pa.ChunkedArray) -> int:
 
 def read_by(copy: LogSpec, day: str, reader: Callable[[str], pa.Table], spec: LogSpec, reference: pa.Table) -> str:
     """Lets a plain reader read the day, in a process that can be killed."""
-    guarded = PEERS.setdefault(reader.__name__, Reader(DEADLINE_S, 32.0))  # starts again by itself after a hang
+    guarded = PEERS.setdefault(reader.__name__, Reader(PEER_DEADLINE_S, 32.0))  # starts again by itself after a hang
     folder = str((Path(copy.root) / copy.layout.path / f"{copy.layout.partition}={day}").resolve())
     result = guarded.run(Call(guard, (reader.__name__, folder)))
     if isinstance(result, Failure):
@@ -239,7 +252,7 @@ def ray_data(folder: str) -> pa.Table:
     import ray
 
     if not ray.is_initialized():
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        ray.init(num_cpus=1, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False, configure_logging=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
     tables = [
         pa.table(batch) if isinstance(batch, dict) else batch
@@ -254,11 +267,11 @@ def hf_datasets(folder: str) -> pa.Table:
     return load_dataset("parquet", data_files=f"{folder}/*.parquet", split="train").data.table
 
 
-READERS = {
-    name: reader
-    for name, module, reader in (("pyarrow", "pyarrow", pyarrow_dataset), ("ray", "ray", ray_data), ("hf", "datasets", hf_datasets))
-    if find_spec(module) is not None
-}
+READERS = {"pyarrow": ("pyarrow", pyarrow_dataset), "ray": ("ray", ray_data), "hf": ("datasets", hf_datasets)}  # name -> module, reader
+
+
+def installed(name: str) -> bool:
+    return find_spec(READERS[name][0]) is not None
 
 
 def show(scores: dict[str, list[Score]], ours: dict[str, list[str]], others: dict[str, dict[str, list[str]]], readers: list[str]) -> None:
@@ -270,54 +283,105 @@ def show(scores: dict[str, list[Score]], ours: dict[str, list[str]], others: dic
         rates = [f"{sum(getattr(one, name) for one in found)}/{len(found)}" for name in ("detected", "placed", "handled", "counted")]
         alarms = sum(len(one.false_alarms) for one in found)
         cells = [kind, "yes" if CATALOGUE[kind].weekly else "", *rates, str(alarms), ours[kind][0]]
-        print("| " + " | ".join([*cells, *(others[kind][reader][0] if others[kind][reader] else "-" for reader in readers)]) + " |")
+        for reader in readers:
+            cells.append((others[kind][reader] or ["-"])[0] if installed(reader) else "not installed")
+        print("| " + " | ".join(cells) + " |")
     total = [one for found in scores.values() for one in found]
     missed = sum(not one.detected for one in total)
     print(f"\n{len(total)} pieces of damage: {missed} missed, {sum(one.perfect for one in total)} exactly as specified, "
           f"{sum(len(one.false_alarms) for one in total)} false alarms")  # fmt: skip
-    absent = [name for name in ("ray", "datasets") if find_spec(name) is None]
-    print(f"not installed, so not read: {', '.join(absent) or 'none'}")
+    absent = [f"{name} (pip install {READERS[name][0]})" for name in readers if not installed(name)]
+    print(f"readers that are not installed: {', '.join(absent) or 'none'}")
 
 
 def speed(folder: Path) -> None:
     """Rows a second of the statistics, and what all checks cost beside plain reading."""
-    rows, rng = 400_000, np.random.default_rng(0)
-    columns = {f"real_{i}": pa.array(rng.normal(size=rows)) for i in range(16)}
-    columns |= {f"count_{i}": pa.array(rng.integers(0, (5, 50, 1000, 100_000)[i % 4], rows)) for i in range(10)}
-    columns |= {f"word_{i}": pa.array(rng.choice(["a", "b", "c", "other"], rows)) for i in range(6)}
-    user_N, item_N = hash_ids(pa.array(rng.integers(0, rows // 10, rows))), hash_ids(pa.array(rng.integers(0, rows // 100, rows)))
+    wide = made_up(400_000)
+    user_N, item_N = hash_ids(wide["user"]), hash_ids(wide["item"])
+    features = {name: wide[name].combine_chunks() for name in wide.column_names}
 
     def statistics() -> None:
-        for name, column in columns.items():
+        for name, column in features.items():
             column_state(column, user_N, not name.startswith("real"))
-        links(columns, user_N, item_N)
+        links(features, user_N, item_N)
 
-    seconds = best(statistics)
-    print(f"statistics: {rows / seconds:,.0f} rows/s of 32 columns on one core (processor time)")
-    path = folder / "speed.parquet"
-    pq.write_table(pa.table(columns), path, write_page_checksum=True, compression="zstd", row_group_size=100_000)
-    data = path.read_bytes()
+    print(f"statistics: {len(wide) / best(statistics)[0]:,.0f} rows/s of {len(features)} columns on one core (processor time)\n")
+    heads = (
+        "one file",
+        "rows",
+        "columns",
+        "MB",
+        "plain, rows/s",
+        "cast to the log's types",
+        "all checks",
+        "share of plain",
+        "share of cast",
+    )
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * 9 + "|")
+    for name, spec, table in [("made up", made_up_spec(), wide), *real_days()]:
+        print(reading(name, replace(spec, root=str(folder / "speed" / name)), table))
 
-    def checked() -> None:
-        import hashlib
 
-        hashlib.sha256(data).hexdigest()
-        open_parquet(data).read(use_threads=False)
+def reading(name: str, spec: LogSpec, table: pa.Table) -> str:
+    """Reads one file plainly and as everybody behind the scan reads it; returns a line of the table."""
+    path = Path(spec.root) / spec.layout.path / f"{spec.layout.partition}={DAY}" / "part-0.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(table, path, write_page_checksum=True, compression="zstd", row_group_size=100_000)
+    data, columns = path.read_bytes(), list(source_columns(spec))
+    health = DayHealth(status="ok", files=[])
+    file = FileHealth(path=str(path.relative_to(spec.root)), sha256=sha256(data).hexdigest(), rows=len(table), bytes=len(data))
+    types = {column: logical_type(table.schema.field(column).type) for column in columns}
+    schema = pa.schema([(column, ARROW_TYPES[kind]) for column, kind in types.items()])
 
-    plain = best(lambda: pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False))
-    verified = best(checked)
-    print(f"reading: plain {rows / plain:,.0f} rows/s, checksums and hash {rows / verified:,.0f} rows/s = {plain / verified:.0%} of plain")
-    path.unlink()
+    def plain() -> pa.Table:
+        return pq.ParquetFile(path).read(columns=columns, use_threads=False)
+
+    seconds = best(plain, lambda: plain().select(columns).cast(schema), lambda: delivered(spec, file, health, types))
+    cells = [name, f"{len(table):,}", len(columns), f"{len(data) / 1e6:.1f}", *(f"{len(table) / taken:,.0f}" for taken in seconds)]
+    return "| " + " | ".join(map(str, [*cells, *(f"{taken / seconds[2]:.0%}" for taken in seconds[:2])])) + " |"
 
 
-def best(task: Callable[[], Any], times: int = 5) -> float:
-    """Processor time of the fastest of a few runs."""
-    seconds = []
+def made_up(rows: int) -> pa.Table:
+    """Returns 32 columns of every type."""
+    rng = np.random.default_rng(0)
+    columns = {"user": rng.integers(0, rows // 10, rows), "item": rng.integers(0, rows // 100, rows)}
+    columns |= {"time": np.sort(rng.integers(0, 86_400_000, rows)), "click": rng.integers(0, 2, rows)}
+    columns |= {f"real_{i}": rng.normal(size=rows) for i in range(14)}
+    columns |= {f"count_{i}": rng.integers(0, (5, 50, 1000, 100_000)[i % 4], rows) for i in range(8)}
+    return pa.table(columns | {f"word_{i}": rng.choice(["a", "b", "c", "other"], rows) for i in range(6)})
+
+
+def made_up_spec() -> LogSpec:
+    words = {f"word_{i}": ColumnSpec() for i in range(6)}
+    numbers = {name: ColumnSpec(kind="numeric") for name in [*(f"real_{i}" for i in range(14)), *(f"count_{i}" for i in range(8))]}
+    time = TimeSpec(column="time", unit="ms")
+    return LogSpec(
+        name="made up", root="", user="user", item="item", event_time=time, known_at=time, features=words | numbers,
+        actions={"click": ActionSpec(expression="click")},
+    )  # fmt: skip
+
+
+def real_days() -> Iterator[tuple[str, LogSpec, pa.Table]]:
+    """Returns a day of each real log that is there."""
+    folder = Path(os.environ.get("REWARM_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    for name in ("kuairand", "globo"):
+        if (folder / name).is_dir():
+            spec = load(LogSpec, yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text()) | {"root": str(folder / name)})
+            yield name, spec, read_day(spec, discover_days(spec)[1])
+        else:
+            print(f"{name} is not in {folder}", file=sys.stderr)
+
+
+def best(*tasks: Callable[[], Any], times: int = 12) -> list[float]:
+    """Processor time of the fastest of a few runs of each task; they take turns, so that a busy neighbour slows all of them."""
+    seconds: list[list[float]] = [[] for _ in tasks]
     for _ in range(times):
-        begun = time.process_time()
-        task()
-        seconds.append(time.process_time() - begun)
-    return min(seconds)
+        for task, taken in zip(tasks, seconds, strict=True):
+            begun = time.process_time()
+            task()
+            taken.append(time.process_time() - begun)
+    return [min(taken) for taken in seconds]
 
 
 if __name__ == "__main__":

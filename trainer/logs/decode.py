@@ -20,7 +20,7 @@ from trainer.logs.pages import chunk_span, read_page
 DECODE_ERRORS = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError, UnicodeDecodeError)
 
 
-def open_parquet(data: bytes) -> pq.ParquetFile:
+def open_parquet(data: bytes | pa.Buffer) -> pq.ParquetFile:
     """Opens Parquet bytes with page checksums verified.
 
     Raises:
@@ -29,7 +29,7 @@ def open_parquet(data: bytes) -> pq.ParquetFile:
     return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
 
 
-def read_csv(data: bytes) -> pa.Table:
+def read_csv(data: bytes | pa.Buffer) -> pa.Table:
     """Reads CSV with a header line; empty cells are null."""
     return pyarrow.csv.read_csv(
         io.BytesIO(data), convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=True, null_values=["", "null", "NULL"])
@@ -41,7 +41,9 @@ def read_chunks(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.
     return file.read_row_group(group, columns=list(columns), use_threads=False)
 
 
-def healthy_rows(data: bytes, layout: str, columns: Iterable[str], masked: Iterable[tuple[int, str]], dropped: Iterable[int]) -> pa.Table:
+def healthy_rows(
+    data: bytes | pa.Buffer, layout: str, columns: Iterable[str], masked: Iterable[tuple[int, str]], dropped: Iterable[int]
+) -> pa.Table:
     """Reads what scan left: dropped row groups are absent, masked chunks null.
 
     Args:
@@ -60,7 +62,8 @@ def healthy_rows(data: bytes, layout: str, columns: Iterable[str], masked: Itera
             table = read_csv(data)
             return table.select([name for name in wanted if name in table.column_names])
         file = open_parquet(data)
-        present = [name for name in wanted if name in file.schema_arrow.names]
+        names = set(file.schema_arrow.names)  # a property that builds the schema each time
+        present = [name for name in wanted if name in names]
         masks, skip = set(masked), set(dropped)
         groups = [group for group in range(file.num_row_groups) if group not in skip]
         if not masks and not skip:

@@ -74,7 +74,8 @@ def _hit(table: pa.Table, spec: LogSpec, rule: CellRule) -> np.ndarray:
 def _equal(column: pa.ChunkedArray, values: Sequence[str]) -> np.ndarray:
     if pa.types.is_string(column.type):
         return np.asarray(pc.is_in(column, value_set=pa.array(list(values), pa.string())))
-    wanted = pa.array([float(value) for value in values]).cast(column.type, safe=False)
+    exact = int if pa.types.is_integer(column.type) else float  # a float64 does not tell large ids apart
+    wanted = pa.array([exact(value) for value in values]).cast(column.type, safe=False)
     return np.asarray(pc.is_in(column, value_set=wanted))
 
 

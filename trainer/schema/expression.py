@@ -116,7 +116,14 @@ def _check(node: ast.AST, text: str) -> None:
 
 def columns_of(text: str) -> set[str]:
     """Returns the column names that an expression reads."""
-    return {node.id for node in ast.walk(parse(text)) if isinstance(node, ast.Name)} - _called(parse(text))
+    return set(_columns_of(text))
+
+
+@lru_cache(maxsize=4096)
+def _columns_of(text: str) -> frozenset[str]:
+    """Every file that is read asks for them, and parsing takes as long as decoding a small file."""
+    tree = parse(text)
+    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - _called(tree)
 
 
 def _called(tree: ast.expr) -> set[str]:

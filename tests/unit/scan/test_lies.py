@@ -15,6 +15,7 @@ from tests.unit.scan.conftest import DAYS, LAST, ROWS, events, scan_run, specifi
 from trainer.config import ScanConfig
 from trainer.config.inputs import ReleaseRule, RepairRule
 from trainer.errors import ConfigError, DataError
+from trainer.logs import treat
 from trainer.logs.deliver import delivered
 from trainer.rebuild.plan import content_hash
 from trainer.scan import check_budget, write_scan
@@ -22,6 +23,7 @@ from trainer.scan.examine import Examined, Memory, remember
 from trainer.scan.history import History, Remembered, share_noise, share_scale
 from trainer.scan.labels import clock_hours, lost_hours
 from trainer.scan.summary import FileState
+from trainer.schema.health import CellRule
 from trainer.schema.logs import ActionSpec, ColumnSpec
 from trainer.schema.time import add_days, days_between, parse_day
 
@@ -87,6 +89,22 @@ def test_a_sentinel_costs_its_own_cells(judge, root):
     fault = only(health, "sentinel_spike", "price")
     rows = read(root, health)
     assert fault.rows == hit.sum() == rows["price"].null_count and not health.days[LAST].masked_columns
+
+
+@pytest.mark.parametrize("value", [-999.123456789123, -0.1, float(np.float32(-0.1))])
+def test_a_sentinel_is_found_again_to_its_last_digit(judge, root, value):
+    hit = RNG.random(ROWS) < 0.1
+    health = judge({LAST: column("price", lambda x: np.where(hit, value, x))})
+    assert only(health, "sentinel_spike", "price").rows == hit.sum() == read(root, health)["price"].null_count
+
+
+def test_a_hit_item_in_another_unit_is_no_sentinel(judge):
+    """A quarter of the rows have one price, which the change of unit makes a frequent value that no day had."""
+    hit = {day: np.random.default_rng([3, *map(ord, day)]).random(ROWS) < 0.26 for day in DAYS}
+    days = {day: column("price", lambda x, day=day: np.where(hit[day], 30.2254054123, x)) for day in DAYS}
+    assert not any(found(judge(days), day) for day in DAYS)
+    health = judge({LAST: column("price", lambda x: 1000 * x)})
+    assert only(health, "unit_change", "price") and health.days[LAST].masked_columns == ["price"]
 
 
 def test_swapped_columns_are_both_masked(judge):
@@ -289,11 +307,12 @@ def test_lost_hours_and_disorder(judge, root):
 
 
 def without_hours(first, last, share=0.0):
-    """Leaves a share of the rows of some hours."""
+    """Leaves a share of the rows of some hours, evenly."""
 
     def change(table):
         hour = (table["ts"].to_numpy() // 3_600_000) % 24
-        return table.filter(pa.array((hour < first) | (hour > last) | (RNG.random(len(table)) < share)))
+        left = np.arange(len(table)) % round(1 / share) == 0 if share else np.zeros(len(table), bool)
+        return table.filter(pa.array((hour < first) | (hour > last) | left))
 
     return change
 
@@ -480,8 +499,8 @@ def test_a_night_reads_only_new_files(judge, inline, root, tmp_path):
     inline.calls.clear()
     assert judge(config=config) == again and inline.calls.count("verify") == len(DAYS), "a damaged memory is not believed"
     inline.calls.clear()
-    stricter = judge(config=ScanConfig(root=config.root, max_bad_rows_share=0.5))
-    assert not inline.calls and found(stricter) == {("zero_filled", "price")}, "policy is applied to what is remembered"
+    stricter = judge(config=ScanConfig(root=config.root, actions={"zero_filled": "refuse_day"}))
+    assert not inline.calls and stricter.days[LAST].status == "refused", "policy is applied to what is remembered"
 
 
 def test_rows_that_are_missing_without_a_reason_refuse_the_day_and_lost_hours_are_a_reason(judge, root):
@@ -520,3 +539,11 @@ def test_three_quiet_days_of_a_weekday_excuse_nothing():
     past = [(day, share_scale(0.0)) for day in days[:-1]]
     strange = History(28, 3, 0.05).strange(days[-1], share_scale(0.15), past, prior=0.02, noise=share_noise(2500), tests=300)
     assert strange and sum(parse_day(day).weekday() == 0 for day, _ in past) == 3
+
+
+def test_large_ids_are_told_apart_by_a_rule():
+    """Two users whose ids are one float64: rows of one of them are left out."""
+    near = 2**60 + 1
+    table = pa.table({"user": pa.array([near, near + 1, near + 2], pa.int64())})
+    rule = CellRule(kind="bot_user", feature="user", evidence="", drop=True, values=[str(near + 1)])
+    assert treat._hit(table, specification(Path()), rule).tolist() == [False, True, False]

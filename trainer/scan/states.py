@@ -170,8 +170,11 @@ def overlap(today: ColumnState, past: Sequence[ColumnState]) -> tuple[float, int
 
 
 def as_text(value: object) -> str:
-    """Names a value in the way in which frequent ones are listed."""
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+    """Names a value in the way in which frequent ones are listed: briefly where that loses nothing, for rules find cells by it."""
+    if not isinstance(value, float):
+        return str(value)
+    brief = f"{value:.9g}"
+    return brief if float(brief) == value else repr(value)
 
 
 def value_hashes(column: pa.Array) -> np.ndarray:

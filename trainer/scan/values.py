@@ -83,7 +83,7 @@ def examine(watch: Watch, columns: Mapping[str, ColumnState]) -> list[Suspicion]
     for name, state in columns.items():
         if name in found or not state.rows or len(watch.history.of_column(name)) == 0:
             continue
-        detectors = (collapsed, foreign_ids) if watch.roles[name] == KEY else (nulls, frozen, new_value, other_unit)
+        detectors = (collapsed, foreign_ids) if watch.roles[name] == KEY else (nulls, frozen, other_unit, new_value)
         suspicion = next((one for detector in detectors if (one := detector(watch, name, state)) is not None), None)
         if suspicion is not None:
             found[name] = suspicion
@@ -124,7 +124,7 @@ def frozen(watch: Watch, name: str, state: ColumnState) -> Suspicion | None:
 
 
 def new_value(watch: Watch, name: str, state: ColumnState) -> Suspicion | None:
-    """A frequent value that no healthy day had: a sentinel."""
+    """A frequent value that no healthy day had: a sentinel. (In another unit every value is new, so that is asked first.)"""
     for value, count in state.top.items():
         share, past = count / max(state.valid, 1), [(day, one.share_of(value)) for day, one in watch.history.of_column(name)]
         if share < _NEW_SHARE or max(before for _, before in past) > _RARE or (name in watch.ids and value not in _SENTINELS):

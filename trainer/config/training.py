@@ -184,6 +184,7 @@ class WarmStartConfig:
         dry_run: Print the transfer plan and stop.
         new_ids: Initial rows of ids that production did not know: ``oov`` (what production did with them), ``neighbours`` (mean of
             known items with the same features, by traffic), ``mean`` or ``zero``.
+        new_ids_by: Vocabulary -> the same choice for its ids alone (``{author: mean}``).
         new_id_noise: Standard deviation of noise on new rows, as a share (0 to 1) of the trained rows' deviation.
         rename: Glob in production -> name in the challenger, for tensors and for the keys of heads, features and vocabularies
             (``click: click@feed``). A rule that renames nothing is refused.
@@ -212,6 +213,7 @@ class WarmStartConfig:
     source: str = "production"
     dry_run: bool = False
     new_ids: str = "oov"
+    new_ids_by: dict[str, str] = field(default_factory=dict)
     new_id_noise: float = 0.0
     rename: dict[str, str] = field(default_factory=dict)
     insert: str = "identity"
@@ -232,6 +234,7 @@ class WarmStartConfig:
         choice("warm_start.source", self.source, ("production", "none"))
         Rules(
             new_ids=self.new_ids,
+            new_ids_by=self.new_ids_by,
             noise=self.new_id_noise,
             rename=self.rename,
             insert=self.insert,

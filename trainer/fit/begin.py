@@ -133,6 +133,7 @@ def rules_of(config: WarmStartConfig) -> Rules:
     """Returns a configuration's rules of transfer."""
     return Rules(
         new_ids=config.new_ids,
+        new_ids_by=config.new_ids_by,
         noise=config.new_id_noise,
         rename=config.rename,
         insert=config.insert,

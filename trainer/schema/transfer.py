@@ -28,6 +28,7 @@ class Rules:
     Attributes:
         new_ids: Rows of ids that production did not know: ``oov`` (what production did with them), ``neighbours`` (the mean of
             known items that share their features, weighted by traffic; OOV where there are none), ``mean`` or ``zero``.
+        new_ids_by: Vocabulary of the challenger -> the same choice for its ids alone.
         noise: Noise on the rows of new ids, as a share (0 to 1) of the trained rows' standard deviation.
         rename: Glob in production -> name in the challenger, for tensors (``items.*``), and for the keys of heads, features and
             vocabularies (``click`` -> ``click@feed``). A rule that renames nothing is refused.
@@ -41,6 +42,7 @@ class Rules:
     """
 
     new_ids: str = "oov"
+    new_ids_by: dict[str, str] = field(default_factory=dict)
     noise: float = 0.0
     rename: dict[str, str] = field(default_factory=dict)
     insert: str = "identity"
@@ -51,7 +53,8 @@ class Rules:
     coverage: dict[str, float] = field(default_factory=lambda: dict(COVERAGE))
 
     def __post_init__(self) -> None:
-        choice("warm_start.new_ids", self.new_ids, NEW_IDS)
+        for where, start in {"new_ids": self.new_ids, **{f"new_ids_by.{name}": start for name, start in self.new_ids_by.items()}}.items():
+            choice(f"warm_start.{where}", start, NEW_IDS)
         choice("warm_start.insert", self.insert, ("identity", "stack"))
         if not 0 <= self.noise <= 1:
             raise ConfigError(
@@ -73,6 +76,10 @@ class Rules:
                     got=getattr(self, name),
                     remedy="add warm_start.approximate=true; the difference is measured and reported",
                 )
+
+    def start_of(self, axis: str) -> str:
+        """Returns what new entries of an axis start as, if it is that of a vocabulary."""
+        return self.new_ids_by.get(axis.removeprefix("vocab:"), self.new_ids)
 
 
 @dataclass(frozen=True, kw_only=True)

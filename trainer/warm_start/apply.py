@@ -124,7 +124,7 @@ def tensor_blocks(
     both = pair(fate, source, target, rules)
     places = both.places()
     added = None
-    if both.axes[0].startswith("vocab:") and rules.new_ids != "zero" and bool((places[0].index < 0).any()):
+    if both.axes[0].startswith("vocab:") and both.new_ids != "zero" and bool((places[0].index < 0).any()):
         added = new_rows(both, places[0].index, read, rules.noise, seed).__getitem__
     factors = [place.weight for place in places]
     for rows in blocks:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, nearest
 from trainer.schema.transfer import FAMILIES, Rules, TensorFate, TransferPlan
 from trainer.warm_start.names import Origins, Renames, layer_of, origins
 from trainer.warm_start.places import KEYED, STREAMS, Pair, Place, is_keyed
@@ -35,13 +35,12 @@ def plan(source: Side, target: Side, rules: Rules | None = None) -> TransferPlan
         `apply` will not run such a plan.
 
     Raises:
-        ConfigError: If a rename rule is unused or makes two tensors one, a place of an added layer is impossible, or new ids are to
-            start as neighbours and items have no feature.
+        ConfigError: If a rename rule is unused or makes two tensors one, a place of an added layer is impossible, new ids are to
+            start as neighbours and items have no feature, or a vocabulary is named that the challenger does not have.
         CheckpointError: If a tensor does not have the size of its keys.
     """
     rules = rules or Rules()
-    if rules.new_ids == "neighbours":
-        _refuse_lonely(source, target)
+    _check_starts(source, target, rules)
     renames = Renames(rules.rename)
     found = origins(source, target, renames, rules.insert_at)
     fates = [_fate(name, source, target, found, renames, rules) for name in target.shapes]
@@ -62,8 +61,21 @@ def plan(source: Side, target: Side, rules: Rules | None = None) -> TransferPlan
     )
 
 
-def _refuse_lonely(source: Side, target: Side) -> None:
-    """Raises if new ids can have no neighbours: all of them would start as OOV without a word."""
+def _check_starts(source: Side, target: Side, rules: Rules) -> None:
+    """Raises if new ids can have no neighbours, for all of them would start as OOV without a word, or a choice is nobody's."""
+    items = target.items[0] if target.items else "item"
+    for name, start in rules.new_ids_by.items():
+        if name not in target.vocabularies:
+            raise ConfigError(
+                "the challenger has no such vocabulary", where="warm_start.new_ids_by", got=name, remedy=nearest(name, target.vocabularies)
+            )
+        if start == "neighbours" and name != items:
+            raise ConfigError(
+                "only items have features by which new ids find neighbours", where=f"warm_start.new_ids_by.{name}", got=start,
+                expected=f"{items}: neighbours",
+            )  # fmt: skip
+    if rules.start_of(items) != "neighbours":
+        return
     known, asked = ({*side.items[1].column_names} - {"item"} if side.items else set() for side in (source, target))
     if not known & asked:
         raise ConfigError(
@@ -76,7 +88,12 @@ def _refuse_lonely(source: Side, target: Side) -> None:
 
 def pair(fate: TensorFate, source: Side, target: Side, rules: Rules) -> Pair:
     """Returns both sides of a fate's tensor: what `apply` and `carry_moments` take the places of entries from."""
-    return Pair(source, target, fate.source or fate.copy_of or "", fate.target or "", Renames(rules.rename), rules.new_ids)
+    name = fate.target or ""
+    return Pair(source, target, fate.source or fate.copy_of or "", name, Renames(rules.rename), _start(name, target, rules))
+
+
+def _start(name: str, target: Side, rules: Rules) -> str:
+    return rules.start_of(next(iter(target.axes[name]), ""))
 
 
 def refused(transfer: TransferPlan) -> None:
@@ -127,7 +144,7 @@ def _fate(name: str, source: Side, target: Side, found: Origins, renames: Rename
     like = origin or found.template.get(name, "")
     if origin is None and not stacked:
         return _fresh(blank, source, target, found, rules)
-    both = Pair(source, target, like, name, renames, rules.new_ids)
+    both = Pair(source, target, like, name, renames, _start(name, target, rules))
     why = _mismatch(both, found) or both.refusal()
     if why and not rules.approximate:
         return replace(blank, source=origin, fate="refused", reason=why)

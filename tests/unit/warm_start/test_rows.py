@@ -57,6 +57,30 @@ def test_other_starts_of_new_ids(policy):
     assert (rows == 0).all() if policy == "zero" else torch.allclose(rows, trained.mean(0).expand(10, -1), atol=1e-7)
 
 
+def test_a_vocabulary_may_have_a_start_of_its_own():
+    old = small.encoder()
+    new = warm.reordered(old, add=[900])
+    authors = [*new.vocabularies["author"].keys.to_pylist(), 9]
+    new = Encoder(new.inputs, {**new.vocabularies, "author": small.vocabulary("author", authors)})
+    source, target = warm.build(old), warm.fresh(new)
+    the_plan, _ = warm.transfer(old, source, new, target, new_ids_by={"author": "zero"})
+    author, item = (next(name for name, axes in source.axes().items() if axes[0] == f"vocab:{key}") for key in ("author", "item"))
+    assert (target.state_dict()[author][-1] == 0).all() and (source.state_dict()[author][1] != 0).any()
+    assert torch.equal(target.state_dict()[item][new.vocabularies["item"].lookup(pa.array([900]))[0]], source.state_dict()[item][1])
+    assert not the_plan.exact and any("new ids of author start as zero" in reason for reason in the_plan.inexact)
+
+
+@pytest.mark.parametrize(
+    ("by", "told"),
+    [({"auhtor": "zero"}, "no such vocabulary"), ({"author": "neighbours"}, "only items have features"), ({"author": "random"}, "oov")],
+)
+def test_a_start_that_is_nobodys_is_refused(by, told):
+    encoder = small.encoder()
+    with pytest.raises(ConfigError, match=told) as error:
+        plan(*warm.sides(encoder, warm.build(encoder), encoder, warm.fresh(encoder)), Rules(new_ids_by=by))
+    assert str(error.value.where).startswith("warm_start.new_ids_by")
+
+
 def items_of(encoder, features):
     return pa.table({"item": encoder.vocabularies["item"].keys, **{f"feature_{name}": values for name, values in features.items()}})
 

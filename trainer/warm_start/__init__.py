@@ -24,6 +24,8 @@ production. `stream` does what `apply` and `carry_moments` do for tables that do
 | `verify.py`, `measure.py` | parity on probe rows; what removed features and new ids cost |
 | `merge.py` | averages between beginning and end |
 | `show.py` | the table that a person reads |
+
+The rules that all of this keeps (A1 to A25), the tests of each and mutations that they notice: `tests/invariants.py`.
 """
 
 from trainer.schema.transfer import Rules, TensorFate, TransferPlan, plan_sha256

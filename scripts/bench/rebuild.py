@@ -42,7 +42,8 @@ from trainer.schema.time import day_end_ms
 CONF = Path(__file__).resolve().parents[2] / "conf"
 HISTORY = 50
 STEPS = {
-    "ingest": "read, normalise", "mark_repeats": "repeats", "write_timelines": "entity counters", "write_examples": "examples",
+    "ingest": "read, normalise", "mark_repeats": "repeats", "write_negatives": "negatives", "write_shares": "entity shares",
+    "write_drawn_shares": "negatives' shares", "write_answers": "entity counters", "write_examples": "examples",
     "write_tails": "tails", "count_ids": "vocabularies",
 }  # fmt: skip
 

@@ -146,7 +146,7 @@ class RebuildConfig:
     audit_rows: int = 32
     leak_alarm: bool = True
     coverage_floor: float = 0.5
-    compression: str = "zstd"
+    compression: str = "lz4"
 
     def __post_init__(self) -> None:
         choice("rebuild.engine", self.engine, ("local", "ray"))

@@ -248,8 +248,11 @@ def first_deliveries(delivery_N: np.ndarray, known_at_N: np.ndarray, row_N: np.n
     Returns:
         bool [N], True where the row is kept.
     """
-    order_N = np.lexsort((row_N, known_at_N, delivery_N))
-    repeated_N = np.r_[False, delivery_N[order_N][1:] == delivery_N[order_N][:-1]] if len(order_N) else np.zeros(0, bool)
     keep_N = np.ones(len(delivery_N), bool)
-    keep_N[order_N[repeated_N]] = False
+    sorted_N = np.sort(delivery_N)
+    repeated_R = np.unique(sorted_N[1:][sorted_N[1:] == sorted_N[:-1]])  # few are: the others need no order
+    if len(repeated_R):
+        row_M = np.flatnonzero(np.isin(delivery_N, repeated_R))
+        row_M = row_M[np.lexsort((row_N[row_M], known_at_N[row_M], delivery_N[row_M]))]
+        keep_N[row_M[1:][delivery_N[row_M[1:]] == delivery_N[row_M[:-1]]]] = False
     return keep_N & ~np.isin(delivery_N, earlier_M) if len(earlier_M) else keep_N

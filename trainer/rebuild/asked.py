@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,19 +15,18 @@ import pyarrow.compute as pc
 from trainer.config import RebuildConfig
 from trainer.errors import DataError
 from trainer.logs.calendar import BusinessDays
-from trainer.rebuild import plan
+from trainer.rebuild.answers import Direct
 from trainer.rebuild.context import Context
-from trainer.rebuild.engines import Task, engine_of
+from trainer.rebuild.engines import engine_of
 from trainer.rebuild.events import read_events
 from trainer.rebuild.plan import SourceDays
 from trainer.rebuild.pool import Pool
 from trainer.rebuild.run import ingest_days, repeats_of_days
 from trainer.rebuild.sides import join, side_tables
 from trainer.rebuild.spill import ROW, Spill
-from trainer.rebuild.store import finished, owned
+from trainer.rebuild.store import owned
 from trainer.rebuild.tails import day_tokens, prior_tokens
 from trainer.rebuild.targets import Sources, with_features
-from trainer.rebuild.timelines import record_name, write_timelines
 from trainer.schema.examples import FEATURE, LABEL
 from trainer.schema.features import FeatureSpec
 from trainer.schema.health import HealthMap
@@ -73,7 +72,8 @@ def asked(
 ) -> Iterator[Asked]:
     """Rebuilds the features of rows that are in no log; the log's own files of the rebuild are shared with the main job.
 
-    Memory does not grow with the rows: they are sorted into groups on disk first.
+    Memory does not grow with the rows: they are sorted into groups on disk first. It grows with the events that shared counters reach
+    from them.
 
     Args:
         spec: The log.
@@ -102,7 +102,6 @@ def asked(
     with owned(context.folder), Pool(engine_of(config.engine, config.workers)) as pool:
         source = ingest_days(context, health, days[-1], pool)
         repeats_of_days(context, source, pool)
-        _timelines(context, source, days, pool)
         kinds = _kinds(context, source.days[-1])
         first = next(rows.tables())
         schema = pa.schema([(name, kinds[name]) for name in first.column_names])
@@ -111,8 +110,10 @@ def asked(
             spill.write(_typed(table, kinds) for table in rows.tables())
         except OSError as error:
             raise DataError("cannot put the rows aside", where=scratch, got=error.strerror or error, remedy="free some space") from error
+        sources = {day: _sources(context, source, day) for day in days}
+        shared = Direct(context, sorted({other for reached in sources.values() for other in reached.carry_in}))
         for bucket, day, group in spill.groups():
-            examples = with_features(context, bucket, _like_examples(context, group, kinds), _sources(context, source, day))
+            examples = with_features(context, bucket, _like_examples(context, group, kinds), sources[day], shared)
             yield Asked(group[ROW].to_numpy(), examples, _tokens(context, source, bucket, day, group))
 
 
@@ -131,22 +132,10 @@ def _sources(context: Context, source: SourceDays, day: str) -> Sources:
     return Sources(
         carry_in=[other for other in source.days if other <= day and (source.ingested[other].facts["last_event"] >= reach or other == day)]
         or source.days[:1],
-        calendar=[day],
+        since=day,
         pool=[],
         scanned=[share for share in source.scanned if share.day <= day],
     )
-
-
-def _timelines(context: Context, source: SourceDays, days: Sequence[str], pool: Pool) -> None:
-    """Runs the entity pass for the days of the rows, skipping what is done."""
-    tasks = []
-    for day in days:
-        key = plan.timeline_key(context, source, day)
-        for bucket in range(context.entity_buckets):
-            if finished(context.folder, record_name(day, bucket), key) is None:
-                arguments = (context, bucket, [day], plan.timeline_sources(context, source, [day]), {day: key})
-                tasks.append(Task(write_timelines, arguments))
-    pool.run("entities", tasks)
 
 
 def _kinds(context: Context, day: str) -> dict[str, pa.DataType]:

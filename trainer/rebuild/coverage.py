@@ -84,13 +84,20 @@ class Calendar:
             self._found[key] = self._before(self._time_N, share_D) - self._before(self._time_N - window_ms, share_D)
         return self._found[key]
 
-    def thin(self, window_ms: int, columns: Iterable[str], floor: float) -> np.ndarray:
+    def thin(self, window_ms: int, columns: Sequence[str], floor: float) -> np.ndarray:
         """Marks rows whose window lost so much that the counter says little: bool [N].
 
         Time before the first scanned day is nobody's damage: there the log begins, and coverage alone tells it.
         """
+        if self._undamaged(columns):
+            return np.zeros(len(self._time_N), bool)
         reach_N = np.clip(self._time_N - self._start_D[0], 0, window_ms)
         return self.covered_ms(window_ms, columns) < floor * reach_N
+
+    def _undamaged(self, columns: Sequence[str]) -> bool:
+        """Tells whether all of the log can be counted, from its beginning to the last request."""
+        gapless = np.array_equal(self._start_D[1:], self._end_D[:-1]) and bool((self._time_N <= self._end_D[-1]).all())
+        return gapless and all(share.of(columns) == 1.0 for share in self._shares)
 
     def _before(self, instant_N: np.ndarray, share_D: np.ndarray) -> np.ndarray:
         """Returns how much can be counted before each instant: float64 ms [N]."""

@@ -14,6 +14,9 @@ from trainer.rebuild.serving import ripe, served
 from trainer.schema.examples import FEATURE, LABEL
 from trainer.schema.logs import LogSpec
 
+_AS_THEY_ARE = ("bucket", "request_time", "event_time", "known_at")
+_OF = "of_"  # hashes of what a `distinct` counts
+
 
 def column_of(name: str) -> str:
     """Returns the events column behind a name that a counter uses."""
@@ -49,25 +52,43 @@ def columns_needed(primitives: Iterable[Primitive]) -> list[str]:
     return sorted(names)
 
 
-def entity_log(events: pa.Table, spec: LogSpec, entity: Sequence[str], primitives: Sequence[Primitive]) -> EntityLog:
-    """Builds the events of one entity; rows without its key are left out.
+def entity_rows(events: pa.Table, entity: Sequence[str], primitives: Sequence[Primitive]) -> pa.Table:
+    """Returns events as one entity sees them; rows without its key are left out.
 
     Args:
         events: Events with the columns that `columns_needed` names.
-        spec: The log: maturities and serving freshness.
         entity: Names of the key.
         primitives: What will be evaluated.
+
+    Returns:
+        key (uint64), event_time, known_at, ``label_<action>``, ``of_<name>`` (uint64); bucket and request_time if events have them.
     """
     key_N, has_key_N = keys_of(events, entity)
-    event_N, known_N = events["event_time"].to_numpy(), events["known_at"].to_numpy()
-    actions = sorted({primitive.action for primitive in primitives} - {""})
-    enter = {"": served(ripe(event_N, known_N, 0), spec)}
-    enter |= {action: served(ripe(event_N, known_N, spec.actions[action].maturity_ms), spec) for action in actions}
-    label = {action: label_values(events, action) for action in actions}
-    counted = {name: events[column_of(name)] for name in sorted({primitive.of for primitive in primitives} - {""})}
-    of = {name: (hash_ids(column), np.asarray(column.is_valid())) for name, column in counted.items()}
-    log = EntityLog(key_N, event_N, enter, label, of)
-    return log if has_key_N.all() else log.take(has_key_N)
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {"key": pa.array(key_N)}
+    columns |= {name: events[name] for name in _AS_THEY_ARE if name in events.column_names}
+    columns |= {LABEL + action: events[LABEL + action] for action in sorted({p.action for p in primitives} - {""})}
+    for name in sorted({primitive.of for primitive in primitives} - {""}):
+        column = events[column_of(name)]
+        columns[_OF + name] = pa.array(hash_ids(column), mask=np.asarray(column.is_null()))
+    table = pa.table(columns)
+    return table if has_key_N.all() else table.filter(pa.array(has_key_N))
+
+
+def entity_log(rows: pa.Table, spec: LogSpec) -> EntityLog:
+    """Builds the events of one entity for the kernel.
+
+    Args:
+        rows: What `entity_rows` returned.
+        spec: The log: maturities and serving freshness.
+    """
+    event_N, known_N = rows["event_time"].to_numpy(), rows["known_at"].to_numpy()
+    actions = [name.removeprefix(LABEL) for name in rows.column_names if name.startswith(LABEL)]
+    maturity = {"": 0, **{action: spec.actions[action].maturity_ms for action in actions}}
+    served_of = {length: served(ripe(event_N, known_N, length), spec) for length in set(maturity.values())}
+    label = {action: label_values(rows, action) for action in actions}
+    counted = {name.removeprefix(_OF): rows[name] for name in rows.column_names if name.startswith(_OF)}
+    of = {name: (np.asarray(pc.fill_null(column, 0)), np.asarray(column.is_valid())) for name, column in counted.items()}
+    return EntityLog(rows["key"].to_numpy(), event_N, {action: served_of[length] for action, length in maturity.items()}, label, of)
 
 
 def label_values(events: pa.Table, action: str) -> np.ndarray:

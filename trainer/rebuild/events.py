@@ -1,7 +1,7 @@
 """Ingestion: one pass over a day's healthy chunks that leaves normalised events by user bucket; and reading them back.
 
-events/day=D/bucket=B.parquet     all events of the day, repeated deliveries included
-repeats/day=D.parquet             positions of the repeated deliveries
+events/day=D/bucket=B.arrows      all events of the day, repeated deliveries included
+repeats/day=D.arrows              positions of the repeated deliveries
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from trainer.logs.hashing import hash_ids
 from trainer.logs.normalise import first_deliveries, normalise
 from trainer.rebuild.context import Context
 from trainer.rebuild.sides import join, side_tables
-from trainer.rebuild.store import Record, finish, read_columns, write_work
+from trainer.rebuild.store import Record, finish
+from trainer.rebuild.work import read_work, write_work
 from trainer.schema.health import DayHealth
 from trainer.schema.logs import LogSpec
 
@@ -73,8 +74,8 @@ def mark_repeats(context: Context, day: str, earlier: Sequence[str], key: str) -
     repeats = []
     for bucket in range(context.user_buckets):
         columns = ["delivery", "known_at", "row"]
-        events = read_columns(events_path(context.folder, day, bucket), columns)
-        past = [read_columns(events_path(context.folder, other, bucket), ["delivery"])["delivery"].to_numpy() for other in earlier]
+        events = read_work(events_path(context.folder, day, bucket), columns)
+        past = [read_work(events_path(context.folder, other, bucket), ["delivery"])["delivery"].to_numpy() for other in earlier]
         delivery_N, known_N, row_N = (events[name].to_numpy() for name in columns)
         kept_N = first_deliveries(delivery_N, known_N, row_N, np.concatenate(past) if past else np.zeros(0, np.uint64))
         repeats.append(row_N[~kept_N])
@@ -95,10 +96,11 @@ def read_events(context: Context, day: str, bucket: int, columns: Sequence[str] 
         columns: Columns to return; default all.
     """
     wanted = None if columns is None else [*dict.fromkeys([*columns, *_CONTROL])]
-    events = read_columns(events_path(context.folder, day, bucket), wanted)
-    repeated_M = read_columns(_repeats_path(context.folder, day))["row"].to_numpy()
+    events = read_work(events_path(context.folder, day, bucket), wanted)
+    repeated_M = read_work(_repeats_path(context.folder, day))["row"].to_numpy()
     keep_N = events["known_at"].to_numpy() <= context.as_of_ms
-    keep_N &= ~np.isin(events["row"].to_numpy(), repeated_M)
+    if len(repeated_M):
+        keep_N &= ~np.isin(events["row"].to_numpy(), repeated_M)
     events = events if keep_N.all() else events.filter(pa.array(keep_N))
     return events if columns is None else events.select(list(columns))
 
@@ -116,11 +118,11 @@ def user_bucket(users: pa.ChunkedArray, buckets: int) -> np.ndarray:
 
 def events_path(root: Path, day: str, bucket: int) -> Path:
     """Returns the path of the events of a (day, user bucket)."""
-    return root / "events" / f"day={day}" / f"bucket={bucket:02d}.parquet"
+    return root / "events" / f"day={day}" / f"bucket={bucket:02d}.arrows"
 
 
 def _repeats_path(root: Path, day: str) -> Path:
-    return root / "repeats" / f"day={day}.parquet"
+    return root / "repeats" / f"day={day}.arrows"
 
 
 def _facts(spec: LogSpec, events: pa.Table) -> dict[str, int]:

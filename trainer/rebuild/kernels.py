@@ -8,11 +8,12 @@ started, which days were loaded, or how work was cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainer.rebuild.order import GroupedTimes, Queries, running_max
 
@@ -42,8 +43,13 @@ class Primitive:
 
     @property
     def column(self) -> str:
-        """Name of the primitive in a timeline."""
+        """Name of the primitive in a file of answers."""
         return ":".join([self.signal, self.action, self.of, str(self.window_ms)])
+
+    @property
+    def blank(self) -> int:
+        """Value of the primitive where nothing is known."""
+        return NEVER if self.signal == "last" else 0
 
 
 @dataclass(frozen=True)
@@ -64,106 +70,86 @@ class EntityLog:
     label: Mapping[str, np.ndarray]
     of: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
-    def take(self, index: np.ndarray) -> EntityLog:
-        """Returns the events at `index` (positions or mask)."""
-        return EntityLog(
-            self.key_N[index],
-            self.event_time_N[index],
-            {name: value_N[index] for name, value_N in self.enter.items()},
-            {name: value_N[index] for name, value_N in self.label.items()},
-            {name: (value_N[index], valid_N[index]) for name, (value_N, valid_N) in self.of.items()},
-        )
-
 
 class CounterKernel:
-    """Evaluates primitives of one entity at many instants; sorts once, searches once a window and an outcome."""
+    """Evaluates primitives of one entity at many instants: events are sorted once, instants once, and searched once a window."""
 
     def __init__(self, log: EntityLog) -> None:
         self._log = log
-        self.keys_K, self._group_N = dense_groups(log.key_N)
+        self._keys_K, self._group_N = dense_groups(log.key_N)
         self._by_event = GroupedTimes(self._group_N, log.event_time_N)
+        self._lags = {action: _lag(enter_N, log.event_time_N) for action, enter_N in log.enter.items()}
+        self._slowest = {action: int((enter_N - log.event_time_N).max(initial=0)) for action, enter_N in log.enter.items()}
         self._alike = _alike(log.enter)
         self._by_enter: dict[str, GroupedTimes] = {}
-        self._prefixes: dict[tuple[str, str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._prefixes: dict[tuple[int, str, str, int], np.ndarray] = {}
 
-    def groups(self, key_Q: np.ndarray) -> np.ndarray:
-        """Returns the dense group of each key, -1 for keys without events."""
-        return group_of(self.keys_K, key_Q)
-
-    def evaluate(self, primitives: list[Primitive], group_Q: np.ndarray, time_Q: np.ndarray) -> dict[Primitive, np.ndarray]:
-        """Returns the value of each primitive at (group, time): int64 [Q]; 0, or `NEVER` for `last`, where nothing is known."""
-        asked = Queries(group_Q, time_Q)
-        values = self.evaluate_sorted(primitives, asked.group_U, asked.time_U)
-        return {primitive: asked.expand(value_U) for primitive, value_U in values.items()}
-
-    def evaluate_sorted(self, primitives: list[Primitive], group_U: np.ndarray, time_U: np.ndarray) -> dict[Primitive, np.ndarray]:
-        """Does what `evaluate` does where the instants are sorted by (group, time) already."""
-        asked = {self._alike[primitive.action] for primitive in primitives}
-        entered = {action: self._enter_order(action).up_to(group_U, time_U) for action in asked}
+    def evaluate(self, primitives: Sequence[Primitive], key_Q: np.ndarray, time_Q: np.ndarray) -> dict[Primitive, np.ndarray]:
+        """Returns the value of each primitive at (key, time): int64 [Q]; 0, or `NEVER` for `last`, where nothing is known."""
+        asked = Queries(group_of(self._keys_K, key_Q), time_Q)
+        group_U, time_U = asked.group_U, asked.time_U
+        entered = {action: self._entered(action, group_U, time_U) for action in {self._alike[p.action] for p in primitives}}
         left = {w: self._by_event.up_to(group_U, time_U - w - 1) for w in {p.window_ms for p in primitives}}
         values = {}
         for primitive in primitives:
             if primitive.signal == "distinct":
-                values[primitive] = self._distinct(primitive, group_U, time_U)
+                value_U = self._distinct(primitive, group_U, time_U)
             elif primitive.signal == "last":
-                values[primitive] = self._last(primitive, entered[self._alike[primitive.action]], group_U, time_U)
+                value_U = self._last(primitive, entered[self._alike[primitive.action]], group_U, time_U)
             else:
-                values[primitive] = self._sum(primitive, entered[self._alike[primitive.action]], left[primitive.window_ms])
+                value_U = self._sum(primitive, entered[self._alike[primitive.action]], left[primitive.window_ms])
+            values[primitive] = asked.expand(value_U)
         return values
 
-    def changes(self, primitives: list[Primitive], first_ms: int, last_ms: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns every (group, time) in [first, last] at which a primitive may change, sorted by both and unique."""
-        times = [self._log.enter[action] for action in sorted({self._alike[p.action] for p in primitives} | {""})]
-        times += [self._log.event_time_N + window + 1 for window in sorted({p.window_ms for p in primitives})]
-        span = last_ms - first_ms + 1
-        packed = []
-        for time_N in times:
-            inside_N = (time_N >= first_ms) & (time_N <= last_ms)
-            packed.append(self._group_N[inside_N] * span + (time_N[inside_N] - first_ms))
-        packed_M = np.sort(np.concatenate(packed))  # np.unique hashes first, which is slower on mostly distinct values
-        packed_M = packed_M[np.r_[True, packed_M[1:] != packed_M[:-1]]] if len(packed_M) else packed_M
-        return packed_M // span, packed_M % span + first_ms
+    def _entered(self, action: str, group_U: np.ndarray, time_U: np.ndarray) -> np.ndarray:
+        """Returns how many outcomes may be read at each instant, counted in `_enter_order`."""
+        lag = self._lags[action]
+        return self._enter_order(action).up_to(group_U, time_U if lag is None else time_U - lag)
 
     def _enter_order(self, action: str) -> GroupedTimes:
+        """Returns the order of entry: that of the events where every outcome waits equally long."""
         action = self._alike[action]
+        if self._lags[action] is not None:
+            return self._by_event
         if action not in self._by_enter:
             self._by_enter[action] = GroupedTimes(self._group_N, self._log.enter[action])
         return self._by_enter[action]
 
-    def _sum(self, primitive: Primitive, entered_Q: np.ndarray, left_Q: np.ndarray) -> np.ndarray:
-        entered_N, left_N = self._sums(primitive)
-        return entered_N[entered_Q] - left_N[left_Q]
+    def _sum(self, primitive: Primitive, entered_U: np.ndarray, left_U: np.ndarray) -> np.ndarray:
+        return self._prefix(primitive, self._enter_order(primitive.action))[entered_U] - self._prefix(primitive, self._by_event)[left_U]
 
-    def _sums(self, primitive: Primitive) -> tuple[np.ndarray, np.ndarray]:
-        """Returns prefix sums in order of entry and of event time: int64 [N + 1] each, shared by windows where possible."""
-        action = primitive.action
+    def _prefix(self, primitive: Primitive, order: GroupedTimes) -> np.ndarray:
+        """Returns prefix sums of a signal in an order: int64 [N + 1], shared by all windows that every outcome lives to see."""
+        log, action = self._log, primitive.action
         # An outcome that ripens after its event has left the window never counts.
-        dead_N = self._log.event_time_N + primitive.window_ms + 1 <= self._log.enter[action]
-        key = (primitive.signal, action, primitive.window_ms if dead_N.any() else 0)
+        dies = self._slowest[action] > primitive.window_ms
+        key = (id(order), primitive.signal, action, primitive.window_ms if dies else 0)
         if key not in self._prefixes:
-            value_N = np.where(dead_N, 0, _SIGNALS[primitive.signal](self._log, action))
-            self._prefixes[key] = _prefix(value_N[self._enter_order(action).order_N]), _prefix(value_N[self._by_event.order_N])
+            value_N = _SIGNALS[primitive.signal](log, action)
+            if dies:
+                value_N = np.where(log.event_time_N + primitive.window_ms < log.enter[action], 0, value_N)
+            self._prefixes[key] = _prefix(value_N[order.order_N])
         return self._prefixes[key]
 
-    def _last(self, primitive: Primitive, entered_Q: np.ndarray, group_Q: np.ndarray, time_Q: np.ndarray) -> np.ndarray:
+    def _last(self, primitive: Primitive, entered_U: np.ndarray, group_U: np.ndarray, time_U: np.ndarray) -> np.ndarray:
         order = self._enter_order(primitive.action)
         log = self._log
         floor = int(log.event_time_N.min()) - 1 if len(log.event_time_N) else 0
         counts_N = _positive(log, primitive.action) > 0 if primitive.action else np.ones(len(log.key_N), bool)
         offset_N = np.where(counts_N, log.event_time_N - floor, 0)[order.order_N]
         latest_N = running_max(self._group_N[order.order_N], offset_N)
-        some_Q = entered_Q > order.before_group(group_Q)
-        offset_Q = np.where(some_Q, np.r_[0, latest_N][entered_Q], 0)
-        last_Q = offset_Q + floor
-        return np.where((offset_Q > 0) & (last_Q >= time_Q - primitive.window_ms), last_Q, NEVER)
+        some_U = entered_U > order.before_group(group_U)
+        offset_U = np.where(some_U, np.r_[0, latest_N][entered_U], 0)
+        last_U = offset_U + floor
+        return np.where((offset_U > 0) & (last_U >= time_U - primitive.window_ms), last_U, NEVER)
 
-    def _distinct(self, primitive: Primitive, group_Q: np.ndarray, time_Q: np.ndarray) -> np.ndarray:
+    def _distinct(self, primitive: Primitive, group_U: np.ndarray, time_U: np.ndarray) -> np.ndarray:
         value_N, valid_N = self._log.of[primitive.of]
         enter_N = self._log.enter[""]
         leave_N = self._log.event_time_N + primitive.window_ms + 1
         use_N = valid_N & (leave_N > enter_N)
         group_M, start_M, end_M = merged_intervals(self._group_N[use_N], value_N[use_N], enter_N[use_N], leave_N[use_N])
-        return GroupedTimes(group_M, start_M).up_to(group_Q, time_Q) - GroupedTimes(group_M, end_M).up_to(group_Q, time_Q)
+        return GroupedTimes(group_M, start_M).up_to(group_U, time_U) - GroupedTimes(group_M, end_M).up_to(group_U, time_U)
 
 
 def merged_intervals(
@@ -187,36 +173,32 @@ def merged_intervals(
     return group_N[first_M], enter_N[first_M], reach_N[last_M]
 
 
-def dense_groups(key_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distinct keys, ascending, and the position of each entry's key among them (int64)."""
-    distinct_K, code_N = _coded(key_N)
-    order_K = np.argsort(distinct_K)
-    rank_K = np.empty(len(order_K), np.int64)
-    rank_K[order_K] = np.arange(len(order_K))
-    return distinct_K[order_K], rank_K[code_N]
-
-
-def group_of(keys_K: np.ndarray, key_Q: np.ndarray) -> np.ndarray:
-    """Returns the position of each key in the sorted, unique `keys_K`; -1 where absent."""
-    if not len(keys_K):
-        return np.full(len(key_Q), -1, np.int64)
-    distinct_D, code_Q = _coded(key_Q)
-    position_D = np.minimum(np.searchsorted(keys_K, distinct_D), len(keys_K) - 1)
-    return np.where(keys_K[position_D] == distinct_D, position_D, -1)[code_Q]
-
-
-def _coded(key_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distinct keys in order of appearance and the number of each entry's key: a hash table, no sort of all rows."""
+def dense_groups(key_N: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+    """Returns the distinct keys in order of appearance, and the position of each entry's key among them (int64)."""
     encoded = pa.array(key_N).dictionary_encode()
-    return np.asarray(encoded.dictionary), np.asarray(encoded.indices)
+    return encoded.dictionary, np.asarray(encoded.indices, np.int64)
+
+
+def group_of(keys_K: pa.Array, key_Q: np.ndarray) -> np.ndarray:
+    """Returns the position of each key among the distinct `keys_K`; -1 where absent."""
+    return np.asarray(pc.fill_null(pc.index_in(pa.array(key_Q), value_set=keys_K), -1), np.int64)
 
 
 def _alike(enter: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Returns action -> the first one whose outcomes may be read at the same instants: both are sorted and searched once."""
     found: dict[str, str] = {}
     for action, enter_N in enter.items():
-        found[action] = next((other for other in found.values() if np.array_equal(enter_N, enter[other])), action)
+        same = (other for other in found.values() if enter[other] is enter_N or np.array_equal(enter_N, enter[other]))
+        found[action] = next(same, action)
     return found
+
+
+def _lag(enter_N: np.ndarray, event_time_N: np.ndarray) -> int | None:
+    """Returns how long after its event each outcome may be read (ms), or None where that differs from event to event."""
+    if not len(enter_N):
+        return 0
+    lag = int(enter_N[0] - event_time_N[0])
+    return lag if np.array_equal(enter_N, event_time_N + lag) else None
 
 
 def _prefix(value_N: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ Every draw is a hash of (seed, day, user, item, time, attempt), so it does not d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from trainer.schema.logs import LogSpec, NegativesSpec
 from trainer.schema.time import parse_duration
 
 SEED = 20171001
+PARENT = "parent"
 ATTEMPTS = 24  # per slot; a request for which so many draws fail has too few candidates
 _EVENT_ONLY = (CARRIED + "position", CARRIED + "exposure_probability")  # facts of the shown item, not of the request
 
@@ -102,22 +104,22 @@ def sample(events: pa.Table, pool: Candidates, spec: LogSpec) -> tuple[np.ndarra
     return drawn_NS, complete_N
 
 
-def with_negatives(events: pa.Table, pool: Candidates, spec: LogSpec, tables: list[SideTable]) -> pa.Table:
-    """Appends sampled negatives to positives.
+def drawn_rows(events: pa.Table, pool: Candidates, spec: LogSpec, tables: list[SideTable]) -> pa.Table:
+    """Returns the sampled negatives of positives.
 
     A negative has its positive's user, times, context and carried columns, the drawn item with that item's side features, binary
-    and count actions 0, durations and logged scores null, and weight 1 / rate if the sampling rate is declared. The labels of a
-    positive without negatives become null: it stays in histories and is no target.
+    and count actions 0, durations and logged scores null, and weight 1 / rate if the sampling rate is declared.
 
     Args:
         events: Positives with a column is_event.
         pool: Candidates.
         spec: The log.
         tables: Loaded side tables.
+
+    Returns:
+        The columns of `events` and `PARENT`, the position of the positive.
     """
     drawn_NS, complete_N = sample(events, pool, spec)
-    if not complete_N.all():
-        events = _labels_where(events, spec, complete_N)
     parent_M = np.repeat(np.flatnonzero(complete_N), drawn_NS.shape[1])
     rows = events.take(pa.array(parent_M))
     item = pool.items.take(pa.array(drawn_NS[complete_N].ravel())).cast(events["item"].type)
@@ -134,7 +136,24 @@ def with_negatives(events: pa.Table, pool: Candidates, spec: LogSpec, tables: li
     kept = [name for name in rows.column_names if name not in item_features]
     negatives = pa.table({name: replaced.get(name, rows[name]) for name in kept})
     negatives = join(negatives, [side for side in tables if side.entity == "item"]).select(events.column_names)
-    return pa.concat_tables([events, negatives]).combine_chunks()
+    return negatives.append_column(PARENT, pa.array(parent_M))
+
+
+def with_negatives(events: pa.Table, drawn: pa.Table, spec: LogSpec) -> pa.Table:
+    """Appends what `drawn_rows` returned to its positives.
+
+    The labels of a positive without negatives become null: it stays in histories and is no target.
+    """
+    complete_N = np.zeros(len(events), bool)
+    complete_N[drawn[PARENT].to_numpy()] = True
+    if not complete_N.all():
+        events = _labels_where(events, spec, complete_N)
+    return pa.concat_tables([events, drawn.drop_columns([PARENT])])
+
+
+def negatives_path(root: Path, day: str, bucket: int) -> Path:
+    """Returns the path of the negatives drawn for a (day, user bucket)."""
+    return root / "negatives" / f"day={day}" / f"bucket={bucket:02d}.arrows"
 
 
 def _ranges(pool: Candidates, time_N: np.ndarray, spec: LogSpec, negatives: NegativesSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

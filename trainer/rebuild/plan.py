@@ -20,9 +20,9 @@ from trainer.rebuild.targets import Sources
 from trainer.schema.hashing import sha256_file, sha256_json
 from trainer.schema.health import DayHealth
 from trainer.schema.plain import as_plain
-from trainer.schema.time import day_start_ms, days_between
+from trainer.schema.time import day_start_ms
 
-RUN_ROWS = 1_000_000  # rows of all buckets in a run of days, carry-in not counted; timelines take about 0.5 KB a row
+RUN_ROWS = 1_000_000  # rows of one bucket in a run of days, carry-in not counted; about 0.5 KB of memory a row
 
 
 @dataclass(frozen=True)
@@ -110,31 +110,38 @@ def sources_of(context: Context, source: SourceDays, run: Sequence[str]) -> Sour
     reach = first - context.max_window_ms
     return Sources(
         carry_in=[day for day in upto if source.ingested[day].facts["last_event"] >= reach or day in run],
-        calendar=days_between(local_day(first_request, zone), run[-1]),
+        since=local_day(first_request, zone),
         # A candidate enters when it becomes known, however long ago it happened, so the pool reaches back by knowledge.
         pool=[day for day in upto if int(source.ingested[day].facts["last_ripe"]) >= first - context.negatives_window_ms],
         scanned=[share for share in source.scanned if share.day <= run[-1]],
     )
 
 
-def timeline_sources(context: Context, source: SourceDays, days: Sequence[str]) -> list[str]:
-    """Returns the days whose events the timelines of consecutive calendar days read."""
-    reach = day_start_ms(days[0], context.spec.timezone) - context.max_window_ms
-    return [day for day in source.days if day <= days[-1] and source.ingested[day].facts["last_event"] >= reach]
+def negatives_key(context: Context, source: SourceDays, day: str) -> str:
+    """Returns the key of the negatives drawn for one day; counters do not matter to it."""
+    pool = sources_of(context, source, [day]).pool
+    return context.log_key("negatives", day, [source.keys[other] for other in sorted({*pool, day})])
 
 
-def timeline_key(context: Context, source: SourceDays, day: str) -> str:
-    """Returns the key of the timelines of one calendar day."""
-    inputs = [source.keys[other] for other in timeline_sources(context, source, [day])]
-    return context.key("timelines", day, context.entity_buckets, inputs)
+def share_key(context: Context, source: SourceDays, day: str, drawn: bool) -> str:
+    """Returns the key of what the entity pass reads of one day: its events, or its negatives."""
+    return context.key("shares", day, context.entity_buckets, negatives_key(context, source, day) if drawn else source.keys[day])
+
+
+def answers_key(context: Context, source: SourceDays, day: str) -> str:
+    """Returns the key of the answers to the rows of one day."""
+    return context.key("answers", context.entity_buckets, *_inputs(context, source, day))
 
 
 def examples_key(context: Context, source: SourceDays, day: str) -> str:
     """Returns the key of the examples of one day; the same for every bucket, whose number is in the record's name."""
-    sources = sources_of(context, source, [day])
-    inputs = [source.keys[other] for other in sorted({*sources.carry_in, *sources.pool})]
-    timelines = [timeline_key(context, source, calendar) for calendar in sources.calendar]
-    return context.key("examples", day, inputs, timelines, context.coverage_floor, _reached_days(context, sources))
+    return context.key("examples", *_inputs(context, source, day), context.coverage_floor, _reached_days(context, source, day))
+
+
+def _inputs(context: Context, source: SourceDays, day: str) -> list[object]:
+    """Returns the keys of all that the counters of one day's rows read."""
+    events = [source.keys[other] for other in sources_of(context, source, [day]).carry_in]
+    return [day, events, *([negatives_key(context, source, day)] if context.spec.negatives else [])]
 
 
 def tail_keys(context: Context, source: SourceDays) -> dict[str, str]:
@@ -153,8 +160,8 @@ def final_tail_key(source: SourceDays, keys: Mapping[str, str]) -> str:
     return sha256_json([keys[last], last, source.keys[last]])
 
 
-def runs_of(days: Sequence[str], order: Sequence[str], rows: Mapping[str, int]) -> list[list[str]]:
-    """Groups days that follow each other in `order` into runs of at most `RUN_ROWS` rows.
+def runs_of(days: Sequence[str], order: Sequence[str], rows: Mapping[str, int], buckets: int) -> list[list[str]]:
+    """Groups days that follow each other in `order` into runs of at most `RUN_ROWS` rows a bucket.
 
     One task handles a run, so that what the windows carry in is read once a run, not once a day.
     """
@@ -165,7 +172,7 @@ def runs_of(days: Sequence[str], order: Sequence[str], rows: Mapping[str, int]) 
     runs, held = [[ordered[0]]], rows.get(ordered[0], 0)
     for before, day in pairwise(ordered):
         size = rows.get(day, 0)
-        if position[day] != position[before] + 1 or held + size > RUN_ROWS:
+        if position[day] != position[before] + 1 or held + size > RUN_ROWS * buckets:
             runs.append([])
             held = 0
         runs[-1].append(day)
@@ -173,10 +180,10 @@ def runs_of(days: Sequence[str], order: Sequence[str], rows: Mapping[str, int]) 
     return runs
 
 
-def _reached_days(context: Context, sources: Sources) -> list[object]:
+def _reached_days(context: Context, source: SourceDays, day: str) -> list[object]:
     """Returns what coverage can see: the health of the days in reach, and where the log begins if that is in reach too."""
-    zone = context.spec.timezone
-    reach = local_day(day_start_ms(sources.calendar[0], zone) - context.max_window_ms, zone)
+    zone, sources = context.spec.timezone, sources_of(context, source, [day])
+    reach = local_day(day_start_ms(sources.since, zone) - context.max_window_ms, zone)
     return [max(reach, sources.scanned[0].day), *(as_plain(share) for share in sources.scanned if share.day >= reach)]
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from trainer.config import RebuildConfig
 from trainer.errors import DataError
-from trainer.rebuild import parity, plan
+from trainer.rebuild import answers, parity, plan, shares
+from trainer.rebuild.answers import write_answers
 from trainer.rebuild.audit import audit
 from trainer.rebuild.context import Context
 from trainer.rebuild.coverage import day_share
@@ -15,10 +16,10 @@ from trainer.rebuild.engines import Task, engine_of
 from trainer.rebuild.events import ingest, mark_repeats
 from trainer.rebuild.plan import SourceDays
 from trainer.rebuild.pool import Pool
+from trainer.rebuild.shares import shared_primitives
 from trainer.rebuild.store import Record, finished, owned
 from trainer.rebuild.tails import TailPlan, final_record_name, item_features, write_tails
-from trainer.rebuild.targets import categorical_names, numeric_names, write_examples
-from trainer.rebuild.timelines import record_name, write_timelines
+from trainer.rebuild.targets import categorical_names, numeric_names, write_examples, write_negatives
 from trainer.rebuild.vocabularies import build, count_ids, vocabulary_columns
 from trainer.schema.examples import (
     ExamplesManifest,
@@ -33,7 +34,7 @@ from trainer.schema.examples import (
 from trainer.schema.features import FeatureSpec
 from trainer.schema.health import HealthMap
 from trainer.schema.logs import LogSpec
-from trainer.schema.time import add_days, days_between
+from trainer.schema.time import add_days
 
 
 def rebuild(
@@ -74,7 +75,6 @@ def rebuild(
     with owned(context.folder), Pool(engine_of(config.engine, config.workers)) as pool:
         source = ingest_days(context, health, wanted[-1], pool)
         repeats = repeats_of_days(context, source, pool)
-        _timelines(context, source, wanted, pool)
         examples = _examples(context, source, wanted, pool)
         tails, finals = _tails(context, source, wanted, pool)
         _vocabularies(context, [day for day in vocabulary_days if day in wanted], pool)
@@ -142,37 +142,70 @@ def repeats_of_days(context: Context, source: SourceDays, pool: Pool) -> dict[st
     return counts
 
 
-def _timelines(context: Context, source: SourceDays, wanted: Sequence[str], pool: Pool) -> None:
-    """Runs the entity pass for the calendar days in which requests of the wanted days lie."""
-    days = sorted({day for one in wanted for day in plan.sources_of(context, source, [one]).calendar})
-    keys = {day: plan.timeline_key(context, source, day) for day in days}
-    rows = {day: source.rows([day]) if day in source.ingested else 0 for day in days}
-    tasks = []
-    for bucket in range(context.entity_buckets):
-        pending = [day for day in days if finished(context.folder, record_name(day, bucket), keys[day]) is None]
-        for run in plan.runs_of(pending, days_between(days[0], days[-1]), rows):
-            arguments = (context, bucket, run, plan.timeline_sources(context, source, run), {day: keys[day] for day in run})
-            tasks.append(Task(write_timelines, arguments, sum(rows[day] for day in run) // context.entity_buckets))
-    pool.run("entities", tasks)
-
-
 def _examples(context: Context, source: SourceDays, wanted: Sequence[str], pool: Pool) -> dict[tuple[str, int], Record]:
-    """Builds the examples, skipping what is done."""
+    """Builds the examples, and first what they read; skips what is done."""
     keys = {day: plan.examples_key(context, source, day) for day in wanted}
-    rows = {day: source.rows([day]) for day in wanted}
-    calendar = days_between(wanted[0], wanted[-1])  # a run must not reach over refused days: nobody wrote timelines for them
-    found: dict[tuple[str, int], Record] = {}
+    done = {(d, b): finished(context.folder, f"examples/{d}.{b:02d}", keys[d]) for d in wanted for b in range(context.user_buckets)}
+    found = {place: record for place, record in done.items() if record is not None}
+    pending = [day for day in wanted if any(done[day, bucket] is None for bucket in range(context.user_buckets))]
+    _negatives(context, source, pending, pool)
+    _entities(context, source, pending, pool)
     tasks, places = [], []
     for bucket in range(context.user_buckets):
-        done = {day: finished(context.folder, f"examples/{day}.{bucket:02d}", keys[day]) for day in wanted}
-        found |= {(day, bucket): record for day, record in done.items() if record is not None}
-        for run in plan.runs_of([day for day in wanted if done[day] is None], calendar, rows):
+        for run in _runs(context, source, [day for day in wanted if done[day, bucket] is None], context.user_buckets):
             arguments = (context, bucket, run, plan.sources_of(context, source, run), {day: keys[day] for day in run})
-            tasks.append(Task(write_examples, arguments, sum(rows[day] for day in run) // context.user_buckets))
+            tasks.append(Task(write_examples, arguments, source.rows(run) // context.user_buckets))
             places.append([(day, bucket) for day in run])
     for place, records in zip(places, pool.run("examples", tasks), strict=True):
         found |= dict(zip(place, records, strict=True))
     return found
+
+
+def _negatives(context: Context, source: SourceDays, days: Sequence[str], pool: Pool) -> None:
+    """Draws the negatives of some days, if the log is one of clicks only."""
+    if not context.spec.negatives:
+        return
+    keys = {day: plan.negatives_key(context, source, day) for day in days}
+    tasks = []
+    for bucket in range(context.user_buckets):
+        pending = [day for day in days if finished(context.folder, f"negatives/{day}.{bucket:02d}", keys[day]) is None]
+        for run in _runs(context, source, pending, context.user_buckets):
+            arguments = (context, bucket, run, plan.sources_of(context, source, run).pool, {day: keys[day] for day in run})
+            tasks.append(Task(write_negatives, arguments, source.rows(run) // context.user_buckets))
+    pool.run("negatives", tasks)
+
+
+def _entities(context: Context, source: SourceDays, days: Sequence[str], pool: Pool) -> None:
+    """Runs the entity pass for some days: their rows and those in reach go to entity buckets, and each of these answers."""
+    if not shared_primitives(context):
+        return
+    keys = {day: plan.answers_key(context, source, day) for day in days}
+    runs: list[tuple[int, list[str]]] = []
+    for bucket in range(context.entity_buckets):
+        pending = [day for day in days if finished(context.folder, answers.record_name(day, bucket), keys[day]) is None]
+        runs += [(bucket, run) for run in _runs(context, source, pending, context.entity_buckets)]
+    reach = {tuple(run): plan.sources_of(context, source, run).carry_in for _, run in runs}
+    events = sorted({day for reached in reach.values() for day in reached})
+    drawn = sorted({day for run in reach for day in run}) if context.spec.negatives else []
+    tasks = []
+    for function, shared in ((shares.write_shares, events), (shares.write_drawn_shares, drawn)):
+        for day in shared:
+            key = plan.share_key(context, source, day, drawn=shared is drawn)
+            if finished(context.folder, shares.record_name(day, drawn=shared is drawn), key) is None:
+                tasks.append(Task(function, (context, day, key), source.rows([day])))
+    pool.run("entities", tasks)
+    tasks = []
+    for bucket, run in runs:
+        arguments = (context, bucket, run, reach[tuple(run)], {day: keys[day] for day in run})
+        tasks.append(Task(write_answers, arguments, source.rows(run) // context.entity_buckets))
+    pool.run("answers", tasks)
+
+
+def _runs(context: Context, source: SourceDays, days: list[str], buckets: int) -> list[list[str]]:
+    """Groups days into runs for tasks of one of so many buckets; a run does not reach over a day that is not asked for."""
+    negatives = context.spec.negatives
+    rows = {day: source.rows([day]) * (1 + (negatives.per_positive if negatives else 0)) for day in days}
+    return plan.runs_of(days, source.days, rows, buckets)
 
 
 def _tails(context: Context, source: SourceDays, wanted: Sequence[str], pool: Pool) -> tuple[dict[tuple[str, int], Record], list[Record]]:

@@ -107,7 +107,8 @@ def _load(root: str, zone: str, name: str, boxed: _Hashable) -> SideTable:
     if spec.valid_from is not None:
         valid = instant_ms(table, spec.valid_from, zone)
         never = np.iinfo(np.int64).max // 4  # a row without validity is never seen
-        return SideTable(spec.entity, keys, columns, key_M, GroupedTimes(key_M, np.where(valid.valid_N, valid.value_N, never)))
+        since_M = np.where(valid.valid_N, valid.value_N, never)
+        return SideTable(spec.entity, keys, columns, key_M, GroupedTimes(key_M, since_M, ties=lambda _: []))
     if len(keys) != len(table):
         raise DataError(
             "a static side table has several rows for one id",

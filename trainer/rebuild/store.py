@@ -57,31 +57,34 @@ def write_table(path: Path, table: pa.Table, compression: str) -> str:
     # Real numbers and instants seldom repeat: a dictionary of them is built in vain.
     repeating = [field.name for field in table.schema if not pa.types.is_floating(field.type) and field.name not in instants]
     encoding = {"use_dictionary": repeating, "column_encoding": instants or None}
-    return _write(path, table, durable=True, compression=compression, write_statistics=False, **encoding)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True, compression=compression, write_statistics=False, **encoding)
+    return put(path, sink.getvalue(), durable=True)
 
 
-def write_work(path: Path, table: pa.Table) -> str:
-    """Writes a table that only this rebuild reads, for speed: no dictionary, light codec, no flush.
+def put(path: Path, content: pa.Buffer, *, durable: bool) -> str:
+    """Puts a file in its place as a whole.
 
-    A power loss may leave it torn; its record then does not match, and the task runs again. It is not read back either: whoever
-    reads it verifies its pages.
+    Args:
+        path: The file.
+        content: What it shall hold.
+        durable: Whether to flush it and to verify by reading back.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        DataError: If the disk refuses, or does not hold what was written.
     """
-    return _write(path, table, durable=False, compression="lz4", use_dictionary=False, write_statistics=False)
-
-
-def _write(path: Path, table: pa.Table, durable: bool, **options: Any) -> str:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, write_page_checksum=True, **options)
-        meant = sink.getvalue()
-        temporary.write_bytes(meant)
+        temporary.write_bytes(content)
         if durable:
             sync(temporary)
-            if temporary.read_bytes() != meant.to_pybytes():
+            if not content.equals(pa.py_buffer(temporary.read_bytes())):
                 raise OSError("the file does not hold the bytes that were written")
-        digest = hashlib.sha256(meant).hexdigest()
+        digest = hashlib.sha256(content).hexdigest()
         temporary.replace(path)
     except OSError as error:
         raise DataError(
@@ -144,7 +147,7 @@ def owned(root: Path) -> Iterator[None]:
 
 
 def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Reads a file of the rebuild with its page checksums verified.
+    """Reads a published file of the rebuild with its page checksums verified.
 
     Raises:
         DataError: If it is absent or damaged.

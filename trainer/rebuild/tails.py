@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from trainer.errors import ConfigError, nearest
 from trainer.rebuild.context import Context
 from trainer.rebuild.events import read_events, user_bucket
+from trainer.rebuild.order import GroupedTimes, ranks
 from trainer.rebuild.sides import join, read_side_file, side_tables
 from trainer.rebuild.store import Record, finish, read_columns, write_table
 from trainer.rebuild.targets import available, ripe_labels
@@ -84,14 +85,16 @@ class History:
     Attributes:
         tokens: Sorted by user, clockless tokens first, then availability.
         users: Distinct users, ascending.
-        first_U1: First token of each user, and the number of tokens.
-        available_N: int64 ms; the smallest integer for clockless tokens.
+        order: The same order; finds how many tokens were available at an instant.
+        user_N: Position of each token's user in `users`.
+        available_N: int64 ms; before all others for clockless tokens.
         part_N: Which day of the stretch brought the token; -1 if it was there before.
     """
 
     tokens: pa.Table
     users: pa.Array
-    first_U1: np.ndarray
+    order: GroupedTimes
+    user_N: np.ndarray
     available_N: np.ndarray
     part_N: np.ndarray
 
@@ -103,12 +106,17 @@ class History:
         users = pc.unique(tokens["user"].combine_chunks())
         users = users.take(pc.sort_indices(users))
         user_N = np.asarray(pc.index_in(tokens["user"], value_set=users), np.int64)
-        available_N = np.asarray(pc.fill_null(tokens["available"], _BEFORE), np.int64)
-        event_N = np.asarray(pc.fill_null(tokens["event_time"], _BEFORE), np.int64)
-        item_N = np.where(available_N == _BEFORE, 0, _ranks(tokens["item"]))  # clockless tokens keep their own order
-        order_N = np.lexsort((item_N, event_N, available_N, user_N))
-        first_U1 = np.searchsorted(user_N[order_N], np.arange(len(users) + 1))
-        return cls(tokens.take(pa.array(order_N)).combine_chunks(), users, first_U1, available_N[order_N], part_N[order_N])
+        first_known = pc.min(tokens["available"]).as_py()
+        available_N = np.asarray(pc.fill_null(tokens["available"], 0 if first_known is None else first_known - 1), np.int64)
+
+        def ties(row_M: np.ndarray) -> list[np.ndarray]:
+            tied = tokens.select(["available", "event_time", "item"]).take(pa.array(row_M))
+            clockless_M = np.asarray(tied["available"].is_null())  # these keep their own order
+            return [np.asarray(pc.fill_null(tied["event_time"], 0), np.int64), np.where(clockless_M, 0, ranks(tied["item"]))]
+
+        order = GroupedTimes(user_N, available_N, ties)
+        sort_N = order.order_N
+        return cls(tokens.take(pa.array(sort_N)).combine_chunks(), users, order, user_N[sort_N], available_N[sort_N], part_N[sort_N])
 
     def tail(self, start_ms: int, position: int, length: int, users: pa.ChunkedArray | None = None) -> pa.Table:
         """Returns the last tokens before a day.
@@ -123,15 +131,15 @@ class History:
         if users is not None:
             found = pc.index_in(pc.unique(users.combine_chunks()), value_set=self.users).drop_null()
             chosen_U = np.sort(np.asarray(found, np.int64))
-        first_U, end_U = self.first_U1[chosen_U], self.first_U1[chosen_U + 1]
-        size_U = end_U - first_U
-        owner_N = np.repeat(np.arange(len(chosen_U)), size_U)
-        row_N = np.arange(len(owner_N)) - np.repeat(np.cumsum(size_U) - size_U, size_U) + first_U[owner_N]
-        before_N = self.available_N[row_N] < start_ms
-        before_U = np.bincount(owner_N, weights=before_N, minlength=len(chosen_U)).astype(np.int64)
-        recent_N = row_N >= (first_U + before_U - length)[owner_N]  # tokens before the day stand first: count back from the last
-        keep_N = np.where(before_N, recent_N, self.part_N[row_N] < position)
-        return self.tokens.take(pa.array(row_N[keep_N])).combine_chunks()
+        until_U = self.order.up_to(chosen_U, np.full(len(chosen_U), start_ms - 1))
+        first_U = np.maximum(self.order.before_group(chosen_U), until_U - length)
+        size_U = until_U - first_U
+        before_M = np.arange(size_U.sum()) + np.repeat(first_U - (np.cumsum(size_U) - size_U), size_U)
+        chosen_V = np.zeros(len(self.users), bool)
+        chosen_V[chosen_U] = True
+        later_M = np.flatnonzero((self.available_N >= start_ms) & (self.part_N < position) & chosen_V[self.user_N])
+        row_M = np.sort(np.r_[before_M, later_M]) if len(later_M) else before_M
+        return self.tokens.take(pa.array(row_M)).combine_chunks()
 
 
 def _stretches(context: Context, bucket: int, days: list[str]) -> Iterator[tuple[list[str], list[pa.Table]]]:
@@ -190,13 +198,6 @@ def prior_tokens(context: Context, bucket: int, day: str) -> pa.Table:
     table = _prior_table(spec.root, spec.prior_history.path, spec.prior_history.key)
     bucket_N = user_bucket(table[spec.prior_history.key], context.user_buckets)
     return _exploded(context, table.filter(pa.array(bucket_N == bucket)), spec.prior_history, sample.schema)
-
-
-def _ranks(column: pa.ChunkedArray) -> np.ndarray:
-    """Returns ranks of ids in their own order, int64."""
-    values = pc.unique(column.combine_chunks())
-    values = values.take(pc.sort_indices(values))
-    return np.asarray(pc.index_in(column, value_set=values), np.int64)
 
 
 @lru_cache(maxsize=4)

@@ -10,19 +10,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.logs.calendar import BusinessDays
+from trainer.rebuild.answers import Answers, Shared
 from trainer.rebuild.context import Context
 from trainer.rebuild.counters import Read, all_primitives, counter_values
 from trainer.rebuild.coverage import Calendar, DayShare, coverage_features, thin_rows
-from trainer.rebuild.entities import columns_needed, entity_log, is_user_keyed, keys_of
+from trainer.rebuild.entities import columns_needed, entity_log, entity_rows, is_user_keyed, keys_of
 from trainer.rebuild.events import read_events, read_many
 from trainer.rebuild.kernels import CounterKernel, Primitive
-from trainer.rebuild.negatives import candidates, with_negatives
+from trainer.rebuild.negatives import candidates, drawn_rows, negatives_path, with_negatives
+from trainer.rebuild.order import GroupedTimes, ranks
 from trainer.rebuild.parity import matches
 from trainer.rebuild.serving import ripe, served
 from trainer.rebuild.sides import side_tables
 from trainer.rebuild.store import Record, finish, write_table
-from trainer.rebuild.timelines import TimelineReader
-from trainer.schema.examples import FEATURE, LABEL, SORT_ORDER, examples_path
+from trainer.rebuild.work import read_work, write_work
+from trainer.schema.examples import FEATURE, LABEL, examples_path
 from trainer.schema.expression import Column, evaluate
 from trainer.schema.logs import LogSpec
 
@@ -35,15 +37,41 @@ class Sources:
 
     Attributes:
         carry_in: Source days that the windows of the run's rows reach, the run's own days included.
-        calendar: Calendar days in which a request of the run lies.
+        since: Calendar day of the run's first request.
         pool: Source days whose items may be drawn as negatives.
         scanned: Scanned days up to the last one, refused ones included: what coverage counts.
     """
 
     carry_in: list[str]
-    calendar: list[str]
+    since: str
     pool: list[str]
     scanned: list[DayShare]
+
+
+def write_negatives(context: Context, bucket: int, days: Sequence[str], pool_days: Sequence[str], keys: dict[str, str]) -> list[Record]:
+    """Draws the negatives of consecutive days of one user bucket of a click-only log.
+
+    Args:
+        context: The rebuild.
+        bucket: User bucket.
+        days: Source days, in order.
+        pool_days: Source days whose items may be drawn.
+        keys: Day -> key of its record.
+
+    Returns:
+        One record a day.
+    """
+    spec, tables = context.spec, side_tables(context.spec)
+    if spec.negatives is None:
+        raise ValueError("this log declares no sampler")
+    pool = candidates(read_many(context, pool_days, range(context.user_buckets), ["item", "event_time", "known_at"]), spec.negatives)
+    records = []
+    for day in days:
+        path = negatives_path(context.folder, day, bucket)
+        digest = write_work(path, drawn_rows(_events(context, day, bucket), pool, spec, tables))
+        record = Record(keys[day], {str(path.relative_to(context.folder)): digest})
+        records.append(finish(context.folder, f"negatives/{day}.{bucket:02d}", record))
+    return records
 
 
 def write_examples(context: Context, bucket: int, days: Sequence[str], sources: Sources, keys: dict[str, str]) -> list[Record]:
@@ -59,13 +87,14 @@ def write_examples(context: Context, bucket: int, days: Sequence[str], sources: 
     Returns:
         One record a day; facts are rows, events and negatives.
     """
-    rows = target_rows(context, bucket, days, sources)
-    rows = with_features(context, bucket, rows, sources)
-    records = []
-    day_N = rows["day"].to_numpy()
-    rows = rows.drop_columns(["day"])
-    for position, day in enumerate(days):
-        table = sorted_rows(rows.filter(pa.array(day_N == position)))
+    parts = [target_rows(context, day, bucket) for day in days]
+    rows = pa.concat_tables(parts, promote_options="permissive").combine_chunks()
+    day_N = np.repeat(np.arange(len(days)), [len(part) for part in parts])
+    rows = with_features(context, bucket, rows, sources, Answers(context, days, bucket, day_N))
+    records, first = [], 0
+    for day, part in zip(days, parts, strict=True):
+        table = sorted_rows(rows.slice(first, len(part)))
+        first += len(part)
         path = examples_path(context.folder, day, bucket)
         digest = write_table(path, table, context.compression)
         events = int(pc.sum(table["is_event"].cast(pa.int64())).as_py() or 0)
@@ -75,30 +104,26 @@ def write_examples(context: Context, bucket: int, days: Sequence[str], sources: 
     return records
 
 
-def target_rows(context: Context, bucket: int, days: Sequence[str], sources: Sources) -> pa.Table:
-    """Returns the rows of the run without counters: events with ripe labels, `available`, negatives; `day` is their position."""
-    spec, tables = context.spec, side_tables(context.spec)
-    pool = None
-    if spec.negatives:
-        pool = candidates(read_many(context, sources.pool, range(context.user_buckets), ["item", "event_time", "known_at"]), spec.negatives)
-    parts = []
-    for position, day in enumerate(days):
-        events = read_events(context, day, bucket)
-        events = events.drop_columns(list(_OWN))
-        events = ripe_labels(events, spec, context.as_of_ms)
-        events = events.append_column("available", pa.array(available(events, spec)))
-        events = events.append_column("is_event", pa.array(np.ones(len(events), bool)))
-        if pool is not None:
-            events = with_negatives(events, pool, spec, tables)
-        parts.append(events.append_column("day", pa.array(np.full(len(events), position))))
-    return pa.concat_tables(parts).combine_chunks()
+def target_rows(context: Context, day: str, bucket: int) -> pa.Table:
+    """Returns the rows of a (day, user bucket) without counters: events with ripe labels, then their negatives."""
+    events = _events(context, day, bucket)
+    if not context.spec.negatives:
+        return events
+    return with_negatives(events, read_work(negatives_path(context.folder, day, bucket)), context.spec)
 
 
-def with_features(context: Context, bucket: int, rows: pa.Table, sources: Sources) -> pa.Table:
-    """Appends counters, calendar features and coverage to rows with a request time."""
+def _events(context: Context, day: str, bucket: int) -> pa.Table:
+    events = read_events(context, day, bucket).drop_columns(list(_OWN))
+    events = ripe_labels(events, context.spec, context.as_of_ms)
+    events = events.append_column("available", pa.array(available(events, context.spec)))
+    return events.append_column("is_event", pa.array(np.ones(len(events), bool)))
+
+
+def with_features(context: Context, bucket: int, rows: pa.Table, sources: Sources, shared: Shared) -> pa.Table:
+    """Appends counters, calendar features and coverage to rows with a request time; `shared` knows the counters without the user."""
     time_N = rows["request_time"].to_numpy()
     zone = context.spec.timezone
-    read = _reader(context, bucket, rows, sources)
+    read = _reader(context, bucket, rows, sources.carry_in, shared)
     calendar = Calendar(sources.scanned, zone, time_N)
     thin = thin_rows(calendar, context.counters, context.spec, context.coverage_floor)
     for name, counter in context.counters.items():
@@ -150,31 +175,31 @@ def ripe_labels(events: pa.Table, spec: LogSpec, as_of_ms: int) -> pa.Table:
 
 def sorted_rows(table: pa.Table) -> pa.Table:
     """Sorts rows by (user, available, event_time, item), then events before negatives, then by order of drawing."""
-    order = pc.sort_indices(
-        table.append_column("input", pa.array(np.arange(len(table)))),
-        sort_keys=[*((name, "ascending") for name in SORT_ORDER), ("is_event", "descending"), ("input", "ascending")],
-    )
-    return table.take(order).combine_chunks()
+
+    def ties(row_M: np.ndarray) -> list[np.ndarray]:
+        tied = table.select(["event_time", "item", "is_event"]).take(pa.array(row_M))
+        return [tied["event_time"].to_numpy(), ranks(tied["item"]), ~tied["is_event"].to_numpy()]
+
+    order = GroupedTimes(ranks(table["user"]), table["available"].to_numpy(), ties)
+    return table.take(pa.array(order.order_N)).combine_chunks()
 
 
-def _reader(context: Context, bucket: int, rows: pa.Table, sources: Sources) -> Read:
-    """Returns a function that reads primitives for all rows: user-keyed ones from the bucket's events, others from timelines."""
+def _reader(context: Context, bucket: int, rows: pa.Table, carry_in: Sequence[str], shared: Shared) -> Read:
+    """Returns a function that reads primitives for all rows: user-keyed ones from the bucket's events, others from `shared`."""
     time_N = rows["request_time"].to_numpy()
     values: dict[Primitive, np.ndarray] = {}
     has_key: dict[tuple[str, ...], np.ndarray] = {}
     primitives = all_primitives(context.counters.values())
     own = [primitive for primitive in primitives if is_user_keyed(primitive.entity)]
-    events = read_many(context, sources.carry_in, [bucket], columns_needed(own)) if own else None
+    events = read_many(context, carry_in, [bucket], columns_needed(own)) if own else None
     for entity in sorted({primitive.entity for primitive in primitives}):
         members = [primitive for primitive in primitives if primitive.entity == entity]
         key_N, has_key[entity] = keys_of(rows, entity)
         if is_user_keyed(entity):
-            kernel = CounterKernel(entity_log(events, context.spec, entity, members))
-            values |= kernel.evaluate(members, kernel.groups(key_N), time_N)
+            kernel = CounterKernel(entity_log(entity_rows(events, entity, members), context.spec))
+            values |= kernel.evaluate(members, key_N, time_N)
         else:
-            timeline = TimelineReader(context, sources.calendar, entity)
-            timeline.locate(key_N, time_N)
-            values |= {primitive: timeline.read(primitive) for primitive in members}
+            values |= shared.values(members, key_N, has_key[entity], time_N)
     return lambda primitive: (values[primitive], has_key[primitive.entity])
 
 

@@ -7,9 +7,9 @@
 from trainer.align.alignment import IDENTITY, ROTATION, SHIFT, Alignment, fit
 from trainer.align.compare import Comparison, Pairs, compare, nearest
 from trainer.align.run import alignment_values, run
-from trainer.align.tables import VectorTable, pair, read_table
+from trainer.align.tables import VectorFile, VectorTable, pair, read_table
 
 __all__ = [
-    "IDENTITY", "ROTATION", "SHIFT", "Alignment", "Comparison", "Pairs", "VectorTable", "alignment_values", "compare", "fit", "nearest",
-    "pair", "read_table", "run",
+    "IDENTITY", "ROTATION", "SHIFT", "Alignment", "Comparison", "Pairs", "VectorFile", "VectorTable", "alignment_values", "compare",
+    "fit", "nearest", "pair", "read_table", "run",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ _CLOSE, _FAR = 0.1, 0.25  # of the own distance; of the typical distance between
 _RATIO = 0.2  # nearest to second nearest, a match that is no chance: Lowe, IJCV 60 (2004), section 7.1
 
 
-def accidents(old_ED: np.ndarray, new_ED: np.ndarray, lost: float, where: str) -> list[Check]:
+def accidents(old_ED: np.ndarray, new_ED: np.ndarray, lost: float, where: str, not_finite: float = 0.0) -> list[Check]:
     """Looks for accidents.
 
     Args:
@@ -27,6 +27,7 @@ def accidents(old_ED: np.ndarray, new_ED: np.ndarray, lost: float, where: str) -
         new_ED: New vectors.
         lost: Share of the old entities that have no new vector.
         where: Slice of the checks.
+        not_finite: Share of all new vectors that are not finite, where the entities are a draw of them.
 
     Returns:
         One blocking check a kind: width, coverage, non-finite values, zero rows, normalised vectors, scale, duplicates, vectors
@@ -39,8 +40,8 @@ def accidents(old_ED: np.ndarray, new_ED: np.ndarray, lost: float, where: str) -
         sentence = f"Vectors are {after} wide, {before} before: no consumer can read them unchanged."
         return [*checks, _check("embedding_dim", where, False, entities, sentence)]
     finite_E = np.isfinite(old_ED).all(axis=1) & np.isfinite(new_ED).all(axis=1)
-    bad = 1 - float(np.isfinite(new_ED).all(axis=1).mean()) if entities else 0.0
-    checks.append(_bounded("embedding_finite", where, bad, 0.0, entities, "{:.2%} of the vectors are not finite"))
+    bad = max(not_finite, 1 - float(np.isfinite(new_ED).all(axis=1).mean()) if entities else 0.0)
+    checks.append(_bounded("embedding_finite", where, bad, 0.0, entities, "{:.2g} of the vectors are not finite"))
     old_ED, new_ED = old_ED[finite_E].astype(np.float64), new_ED[finite_E].astype(np.float64)
     if len(old_ED) < 2:
         return checks

@@ -36,6 +36,7 @@ class Pairs:
         new_ED: New vectors.
         half_E: True for entities that maps are fitted on, False for those that judge.
         lost: Share of the old entities that have no new vector.
+        not_finite: Share of all new vectors, of which these entities may be a draw, that hold a NaN or an infinity.
         bucket_E: Optional frequency bucket of each entity, for the report.
     """
 
@@ -43,6 +44,7 @@ class Pairs:
     new_ED: np.ndarray
     half_E: np.ndarray
     lost: float = 0.0
+    not_finite: float = 0.0
     bucket_E: np.ndarray | None = None
 
 
@@ -74,7 +76,7 @@ def compare(pairs: Pairs, where: str = "all") -> Comparison:
     Returns:
         The outcome, the map, and a check a measure: those that name an accident block, the others inform.
     """
-    found = accidents(pairs.old_ED, pairs.new_ED, pairs.lost, where)
+    found = accidents(pairs.old_ED, pairs.new_ED, pairs.lost, where, pairs.not_finite)
     identity = fit(pairs.old_ED, pairs.new_ED, IDENTITY)
     broken = [check for check in found if check.outcome == "fail"]
     usable_E = _usable(pairs)
@@ -84,7 +86,7 @@ def compare(pairs: Pairs, where: str = "all") -> Comparison:
         return Comparison(BROKEN, sentence, identity, found)
     usable = Pairs(
         pairs.old_ED[usable_E], pairs.new_ED[usable_E], pairs.half_E[usable_E], pairs.lost,
-        None if pairs.bucket_E is None else pairs.bucket_E[usable_E],
+        bucket_E=None if pairs.bucket_E is None else pairs.bucket_E[usable_E],
     )  # fmt: skip
     alignment, agreed = _simplest(usable)
     outcome = BROKEN if broken else _OUTCOME[alignment.method] if agreed.holds else DRIFTED

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from trainer.align.alignment import IDENTITY, Alignment
 from trainer.align.compare import Comparison, compare
-from trainer.align.tables import VectorTable, pair, read_table
+from trainer.align.tables import VectorFile, open_table, pair, sampled
 from trainer.config import CompareRunConfig
 from trainer.schema.files import write_text
 from trainer.schema.plain import as_plain
@@ -24,7 +24,7 @@ from trainer.schema.verdict import Check
 COMPARE_VERSION = 1
 
 
-Replay = Callable[[VectorTable, VectorTable, Comparison], list[Check]]  # old, new, what was found
+Replay = Callable[[VectorFile, VectorFile, Comparison], list[Check]]  # old, new, what was found
 
 
 def run(config: CompareRunConfig, replay: Replay | None = None) -> Comparison:
@@ -41,8 +41,8 @@ def run(config: CompareRunConfig, replay: Replay | None = None) -> Comparison:
     Raises:
         DataError: If a table cannot be read or the two have no entity in common.
     """
-    old, new = (read_table(Path(path), config.entity, config.id_column) for path in (config.old, config.new))
-    found = compare(pair(old, new))
+    old, new = (open_table(Path(path), config.entity, config.id_column) for path in (config.old, config.new))
+    found = compare(pair(*sampled(old, new)))
     if replay is not None:
         found = replace(found, checks=[*found.checks, *replay(old, new, found)])
     out = Path(config.run_dir)
@@ -52,7 +52,7 @@ def run(config: CompareRunConfig, replay: Replay | None = None) -> Comparison:
         path.unlink(missing_ok=True)
     if found.alignment.method != IDENTITY:
         repaired.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(_aligned(new, found.alignment), repaired, compression="none", write_page_checksum=True)
+        _write_aligned(new, found.alignment, repaired)
         write_text(out / "alignment.json", json.dumps(alignment_values(found.alignment), allow_nan=False) + "\n")
     answer = {
         "version": COMPARE_VERSION, "outcome": found.outcome, "sentence": found.sentence, "alignment": found.alignment.method,
@@ -74,10 +74,23 @@ def alignment_values(alignment: Alignment) -> dict[str, object]:
     }
 
 
-def _aligned(table: VectorTable, alignment: Alignment) -> pa.Table:
-    vectors_MD = np.ascontiguousarray(alignment.apply(table.vectors_MD).astype(np.float32))
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors_MD.reshape(-1)), vectors_MD.shape[1])
-    return pa.table({"id": table.ids, "vector": flat})
+def _write_aligned(table: VectorFile, alignment: Alignment, path: Path) -> None:
+    """Writes all vectors of a table, aligned, under a name of their own until they are complete."""
+    partial, writer = path.with_name(f".{path.name}.partial"), None
+    try:
+        for ids, vectors_MD in table.blocks():
+            aligned_MD = np.ascontiguousarray(alignment.apply(vectors_MD), np.float32)
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(aligned_MD.reshape(-1)), aligned_MD.shape[1])
+            batch = pa.record_batch({"id": ids, "vector": flat})
+            writer = writer or pq.ParquetWriter(partial, batch.schema, compression="none", write_page_checksum=True)
+            writer.write_batch(batch)
+        if writer is not None:
+            writer.close()
+            partial.replace(path)
+    finally:
+        if writer is not None:
+            writer.close()
+        partial.unlink(missing_ok=True)
 
 
 def _show(found: Comparison, out: Path) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainer.align import IDENTITY, Comparison, VectorTable, run
+from trainer.align import IDENTITY, Comparison, VectorFile, run
 from trainer.config import CompareRunConfig
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.schema.ids import plain_ids
@@ -37,22 +36,22 @@ def compare_tables(config: CompareRunConfig) -> Comparison:
     return run(config, partial(_replayed, Path(config.downstream), Path(config.rows), config.id_column or "id"))
 
 
-def _replayed(model: Path, rows: Path, id_column: str, old: VectorTable, new: VectorTable, found: Comparison) -> list[Check]:
+def _replayed(model: Path, rows: Path, id_column: str, old: VectorFile, new: VectorFile, found: Comparison) -> list[Check]:
     from trainer.downstream import features_of, replay
 
     table, ids = _rows(rows, id_column)
     features = features_of(model)
-    names = _coordinates(model, features, table.column_names, old.vectors_MD.shape[1])
-    if new.vectors_MD.shape[1] != old.vectors_MD.shape[1]:
+    before_ND, after_ND = (side.lookup(ids) for side in (old, new))
+    names = _coordinates(model, features, table.column_names, before_ND.shape[1])
+    if after_ND.shape != before_ND.shape:
         return []  # the comparison has called it broken already
-    sides = {"new": new.vectors_MD}
+    sides = {"new": after_ND}
     if found.alignment.method != IDENTITY:
-        sides["repaired"] = found.alignment.apply(new.vectors_MD)
-    before = _joined(table, ids, old, old.vectors_MD, names)
+        sides["repaired"] = found.alignment.apply(after_ND)
+    before = _joined(table, before_ND, names)
     checks = []
-    for name, vectors_MD in sides.items():
-        after = _joined(table, ids, new, vectors_MD, names)
-        replayed = replay(model, after, features, before=before, action=_ACTION)
+    for name, vectors_ND in sides.items():
+        replayed = replay(model, _joined(table, vectors_ND, names), features, before=before, action=_ACTION)
         checks += [replace(check, slice=f"vectors={name}", severity="info") for check in replayed]
     return checks
 
@@ -87,13 +86,8 @@ def _coordinates(model: Path, features: Sequence[str], columns: Sequence[str], d
     return [match[0] for match in sorted(numbered, key=lambda match: int(match[2]))]
 
 
-def _joined(table: pa.Table, ids: pa.Array, vectors: VectorTable, vectors_MD: np.ndarray, names: Sequence[str]) -> pa.Table:
+def _joined(table: pa.Table, vectors_ND: np.ndarray, names: Sequence[str]) -> pa.Table:
     """Returns the rows with one column a coordinate; NaN where an id has no vector."""
-    if ids.type != vectors.ids.type:
-        raise DataError("ids of the live model's rows are of another type", where=vectors.source, got=ids.type, expected=vectors.ids.type)
-    place_N = np.asarray(pc.fill_null(pc.index_in(ids, value_set=vectors.ids), -1))
-    joined_ND = vectors_MD[place_N].astype(np.float32)
-    joined_ND[place_N < 0] = np.nan
     for index, name in enumerate(names):
-        table = table.append_column(name, pa.array(np.ascontiguousarray(joined_ND[:, index])))
+        table = table.append_column(name, pa.array(np.ascontiguousarray(vectors_ND[:, index])))
     return table

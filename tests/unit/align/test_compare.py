@@ -1,6 +1,8 @@
 """Every accident has one name; every rigid change is found and taken back, as a frozen consumer sees it."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from trainer.align import IDENTITY, ROTATION, SHIFT, Pairs, compare, nearest, pair, read_table, run
+from trainer.align.tables import open_table, sampled
 from trainer.config import CompareRunConfig
 from trainer.errors import ConfigError, DataError
 from trainer.stages.comparing import compare_tables
@@ -325,3 +328,69 @@ def test_tables_that_cannot_be_compared(tmp_path):
     write(tmp_path / "text.parquet", pa.array([str(n) for n in range(200)]), x)
     with pytest.raises(DataError, match="different types"):
         pair(good, read_table(tmp_path / "text.parquet"))
+
+
+def test_large_tables_are_sampled_and_repaired_whole(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("trainer.align.tables.MAX_ENTITIES", 500)
+    monkeypatch.setattr("trainer.align.tables._BLOCK_BYTES", 1 << 14)
+    ids, x, turned = pa.array(np.arange(ENTITIES)), vectors().astype(np.float32), (vectors() @ orthogonal()).astype(np.float32)
+    (tmp_path / "old").mkdir()
+    for number, half in enumerate((slice(0, 700), slice(700, None))):
+        write(tmp_path / "old" / f"{number}.parquet", ids[half], x[half], "binary")
+    write(tmp_path / "new.parquet", ids[::-1], turned[::-1], "wide")
+    config = CompareRunConfig(old=str(tmp_path / "old"), new=str(tmp_path / "new.parquet"), run_dir=str(tmp_path / "out"))
+    found = run(config)
+    assert (found.outcome, found.alignment.anchors) == ("rotated", 250)
+    aligned = read_table(tmp_path / "out" / "aligned.parquet")
+    assert aligned.ids.to_pylist() == list(range(ENTITIES))[::-1]
+    np.testing.assert_allclose(aligned.vectors_MD[::-1], x, atol=1e-4)
+
+
+def test_a_vector_that_is_not_finite_is_found_though_it_is_not_drawn(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    ids, x = pa.array(np.arange(ENTITIES)), vectors()
+    write(tmp_path / "old.parquet", ids, x)
+    monkeypatch.setattr("trainer.align.tables.MAX_ENTITIES", 500)
+    drawn = set(sampled(*[open_table(tmp_path / "old.parquet")] * 2)[0].ids.to_pylist())
+    x[next(n for n in range(ENTITIES) if n not in drawn), 2] = np.nan
+    write(tmp_path / "new.parquet", ids, x)
+    found = run(CompareRunConfig(old=str(tmp_path / "old.parquet"), new=str(tmp_path / "new.parquet"), run_dir=str(tmp_path / "out")))
+    assert found.outcome == "broken"
+    assert [check.name for check in found.checks if check.outcome == "fail" and check.severity == "block"] == ["embedding_finite"]
+
+
+def test_files_of_one_table_have_to_agree(tmp_path):
+    ids, x = pa.array(np.arange(100)), vectors()[:100]
+    (tmp_path / "t").mkdir()
+    write(tmp_path / "t" / "0.parquet", ids, x)
+    for case, words in (
+        ("width", "differ in width"),
+        ("repeat", "comes more than once"),
+        ("column", "no such column"),
+        ("id", "different types"),
+    ):
+        others = pa.array(np.arange(50, 150) if case == "repeat" else np.arange(100, 200))
+        others = others.cast(pa.string()) if case == "id" else others
+        write(tmp_path / "t" / "1.parquet", others, x[:, :2] if case == "width" else x, "variable" if case == "column" else "list")
+        with pytest.raises(DataError, match=words):
+            read_table(tmp_path / "t")
+
+
+def test_memory_is_bounded_by_the_draw(tmp_path):
+    """Two tables of 400,000 vectors, a repair written: less than one of the tables on top of what a tenth of them takes."""
+    peaks = []
+    for rows in (40_000, 400_000):
+        ids, folder = pa.array(np.arange(rows)), tmp_path / str(rows)
+        folder.mkdir()
+        x = np.random.default_rng(0).normal(size=(rows, 64)).astype(np.float32)
+        write(folder / "old.parquet", ids, x)
+        write(folder / "new.parquet", ids, x + 3)
+        code = (
+            "import trainer.align.tables as t; from trainer.align import run; from trainer.config import CompareRunConfig\n"
+            "t.MAX_ENTITIES = 5000; files = {name: f'{name}.parquet' for name in ('old', 'new')}\n"
+            "run(CompareRunConfig(run_dir='out', **files))\n"
+            "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1024)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=folder)
+        peaks.append(int(done.stdout.splitlines()[-1]))
+        assert (folder / "out" / "aligned.parquet").exists()
+    assert peaks[1] - peaks[0] < 60, f"{peaks} MB; a table has {400_000 * 64 * 4 >> 20} MB"

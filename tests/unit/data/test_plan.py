@@ -108,6 +108,16 @@ def test_replay_beside_new_targets_has_its_share_of_every_batch(ranks, in_order)
     assert len(times) == 4 * 90 and max(times.values()) - min(times.values()) == 1, "nothing comes again before all has come"
 
 
+def test_a_batch_halved_for_a_rank_replays_once():
+    planned = plan_batches(
+        KEYS[:1], lengths, batch_targets=40, batch_tokens=600, passes=1, seed=3, ranks=7, replay=KEYS[1:], replay_share=0.3,
+        replay_beside=True,
+    )  # fmt: skip
+    assert any(batch.beside is None for batch in planned.batches), "some were halved"
+    assert set(Counter(units(planned.batches, new=False)).values()) == {1}
+    assert units(planned.batches) == [(KEYS[0], unit) for unit in range(90)]
+
+
 def test_replay_beside_nothing_replayed_is_the_plan_without():
     assert plan(replay_beside=True).sha256 == plan(replay_beside=True, replay=KEYS[:2]).sha256 == plan().sha256
     assert plan(replay_beside=True, replay_share=0.5).sha256 == plan().sha256

@@ -7,6 +7,7 @@ import pytest
 
 from tests.integration.conftest import configure_backtest
 from trainer.backtest.arms import Arm, arms_of
+from trainer.backtest.run import _nights
 from trainer.config import ArmConfig
 from trainer.days import DayPlan
 from trainer.errors import ConfigError
@@ -83,7 +84,7 @@ def test_settings_that_name_nothing_or_what_all_share_are_refused(override, wher
 @pytest.mark.parametrize(
     "override",
     [
-        "baseline=production_continues", "reference=warm_grown", "baseline=scratch_all", "nights=0", "tolerance=0",
+        "baseline=production_continues", "reference=warm_grown", "baseline=scratch_all", "nights=0", "tolerance=0", "behind=-1",
         "arms.warm_grown.start=productoin",
         "arms.warm_grown.reference=scratch", "arms.warm_grown.reference=production_frozen",
         "arms.warm_grown.then=stop", "arms.warm_grown.days=3", "arms.scratch_all.days=-1",
@@ -92,3 +93,11 @@ def test_settings_that_name_nothing_or_what_all_share_are_refused(override, wher
 def test_an_impossible_backtest_is_refused(override):
     with pytest.raises(ConfigError):
         configure_backtest(override)
+
+
+@pytest.mark.parametrize(("settings", "found"), [({}, [2, 3, 4]), ({"behind": 1}, [1, 3, 4]), ({"nights": 1, "behind": 2}, [1, 4])])
+def test_production_may_be_further_behind(settings, found):
+    days = [*DAYS, "2026-03-06"]
+    health = SimpleNamespace(days={day: SimpleNamespace(status="ok") for day in days})
+    config = SimpleNamespace(**{"nights": 2, "behind": 0, **settings})
+    assert _nights(SimpleNamespace(health=health, config=config)) == [days[number] for number in found]

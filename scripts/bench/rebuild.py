@@ -143,7 +143,7 @@ def scaled(declared: FeatureSpec, factor: float) -> FeatureSpec:
 
 
 def ours(
-    spec: LogSpec, declared: FeatureSpec, health: HealthMap, days: list[str], root: Path, workers: int, user: int = 4, entity: int = 2
+    spec: LogSpec, declared: FeatureSpec, health: HealthMap, days: list[str], root: Path, workers: int, user: int = 4, entity: int = 4
 ) -> ExamplesManifest:
     """Rebuilds in an empty folder, with so many user and entity buckets."""
     config = RebuildConfig(root=str(root), workers=workers, audit_rows=0, user_buckets=user, entity_buckets=entity)
@@ -151,7 +151,7 @@ def ours(
 
 
 def measured(
-    spec: LogSpec, declared: FeatureSpec, health: HealthMap, days: list[str], user: int = 4, entity: int = 2
+    spec: LogSpec, declared: FeatureSpec, health: HealthMap, days: list[str], user: int = 4, entity: int = 4
 ) -> tuple[ExamplesManifest, float, Timed]:
     """Rebuilds in this process; returns the manifest, all processor seconds, and those of the steps."""
     engine = Timed()
@@ -254,16 +254,16 @@ def growth(spec: LogSpec, health: HealthMap, days: list[str]) -> None:
 def _cases(days: list[str]) -> Iterator[tuple[str, FeatureSpec, list[str], int, int]]:
     """Yields name, features, days, user and entity buckets of each case."""
     half = days[: len(days) // 2]
-    yield "all days", features(), days, 4, 2
-    yield "half the days", features(), half, 4, 2
-    yield "a quarter of the days", features(), days[: len(days) // 4], 4, 2
-    yield "10 counters", features(10), half, 4, 2
-    yield "5 counters", features(5), half, 4, 2
-    yield "no counters", features(0), half, 4, 2
-    yield "windows 1/8 as long", scaled(features(), 1 / 8), half, 4, 2
-    yield "windows 8 x as long", scaled(features(), 8), half, 4, 2
-    yield "1 user bucket", features(), half, 1, 2
-    yield "16 user buckets", features(), half, 16, 2
+    yield "all days", features(), days, 4, 4
+    yield "half the days", features(), half, 4, 4
+    yield "a quarter of the days", features(), days[: len(days) // 4], 4, 4
+    yield "10 counters", features(10), half, 4, 4
+    yield "5 counters", features(5), half, 4, 4
+    yield "no counters", features(0), half, 4, 4
+    yield "windows 1/8 as long", scaled(features(), 1 / 8), half, 4, 4
+    yield "windows 8 x as long", scaled(features(), 8), half, 4, 4
+    yield "1 user bucket", features(), half, 1, 4
+    yield "16 user buckets", features(), half, 16, 4
     yield "1 entity bucket", features(), half, 4, 1
     yield "16 entity buckets", features(), half, 4, 16
 

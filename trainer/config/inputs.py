@@ -135,12 +135,12 @@ class RebuildConfig:
         leak_alarm: Whether a single feature that ranks a label too well stops the run.
         coverage_floor: A counter is masked where damage leaves less than this share of its window to count; 0 never masks. A
             counter's own `coverage_floor` goes first. Time before the log begins is no damage.
-        compression: Codec of the examples.
+        compression: Codec of the examples: ``lz4`` is read nearly twice as fast as ``zstd``, whose files are a fifth smaller.
     """
 
     root: str
     user_buckets: int = 4
-    entity_buckets: int = 2
+    entity_buckets: int = 4
     workers: int = 2
     engine: str = "local"
     audit_rows: int = 32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.report.artefacts import Artefacts
@@ -238,11 +238,18 @@ class DownstreamPart:
         sentence: What was compared, or why it could not be.
         rows: (metric, without, with, difference, direction).
         importance: (feature, share of the gain in per cent), largest first.
+        ablation: (what of the exported features is used, metric, difference to none, direction).
+        slices: (slice, predicted / observed without, with) of the final score.
     """
 
     sentence: str
-    rows: list[tuple[str, ...]]
-    importance: list[tuple[str, str, float]]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    importance: list[tuple[str, str, float]] = field(default_factory=list)
+    ablation: list[tuple[str, str, str, str]] = field(default_factory=list)
+    slices: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+_LIFTED = (("auc", "AUC", 1), ("ne", "NE", -1), ("ndcg", "NDCG", 1), ("ratio", "predicted / observed", 0))
 
 
 def downstream(run: Artefacts) -> DownstreamPart | None:
@@ -251,19 +258,37 @@ def downstream(run: Artefacts) -> DownstreamPart | None:
     if not report:
         return None
     if report.get("status") == "not_testable":
-        return DownstreamPart(f"Not testable: {report.get('reason') or 'no reason given'}.", [], [])
+        return DownstreamPart(f"Not testable: {report.get('reason') or 'no reason given'}.")
     arms, lifts = report.get("arms") or {}, report.get("lift") or {}
     rows = []
-    for name, label, better in (("auc", "AUC", 1), ("ne", "NE", -1), ("ratio", "predicted / observed", 0)):
-        values = [_with_interval((arms.get(arm) or {}).get(name)) for arm in ("without", "with")]
-        lift = lifts.get(name) or {}
-        rows.append((label, *values, _with_interval(lift, signed=True) if lift else "", _side(lift, better)))
+    for name, label, better in _LIFTED:
+        values = [(arms.get(arm) or {}).get(name) for arm in ("without", "with")]
+        if any(values):  # an order has no NE, and rows without slates no NDCG
+            lift = lifts.get(name) or {}
+            rows.append((label, *map(_with_interval, values), _with_interval(lift, signed=True) if lift else "", _side(lift, better)))
     shares = {str(name): finite(share) or 0.0 for name, share in (report.get("importance") or {}).items()}
     sentence = (
         f"A final model for {report.get('action')}, on {count(report.get('rows'))} rows of {count(report.get('users'))} users "
         "that it was not trained on, without and with the exported features."
     )
-    return DownstreamPart(sentence, rows, [(name, percent(share), 100 * share) for name, share in list(shares.items())[:MOST_FEATURES]])
+    importance = [(name, percent(share), 100 * share) for name, share in list(shares.items())[:MOST_FEATURES]]
+    ratios = {name: [_with_interval(entry.get(arm)) for arm in ("without", "with")] for name, entry in (report.get("slices") or {}).items()}
+    return DownstreamPart(sentence, rows, importance, _ablation(report), [(name, *pair) for name, pair in ratios.items()])  # type: ignore[misc]
+
+
+def _ablation(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What the parts of the exported features are worth, each alone, and together."""
+    parts = report.get("ablation") or {}
+    if not parts:
+        return []
+    words = {"scalars": "scores and dot product alone", "vectors": "vectors alone"}
+    alone = {words.get(name, name): lifts for name, lifts in parts.items()} | {"all": report.get("lift") or {}}
+    return [
+        (word, label, _with_interval(lifts[name], signed=True), _side(lifts[name], better))
+        for word, lifts in alone.items()
+        for name, label, better in _LIFTED
+        if lifts.get(name)
+    ]
 
 
 def _with_interval(entry: Mapping[str, Any] | None, signed: bool = False) -> str:

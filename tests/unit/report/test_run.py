@@ -14,6 +14,8 @@ import pytest
 
 from trainer.errors import DataError
 from trainer.report import render
+from trainer.report.artefacts import read_artefacts
+from trainer.report.parts import downstream
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
 KINDS = ["promote", "reject", "first", "train", "gate"]
@@ -113,6 +115,18 @@ def test_changes_show_old_and_new(runs: dict[str, Path]) -> None:
     shown = text_of(render(runs["promote"]))
     assert "config: model.layers 1 → 2" in shown and "code version 0.1.0 → 0.1.1" in shown
     assert "features added author_rate_7d, tab" in shown and "labels" not in shown.split("Can it be trusted")[0].split("What changed")[1]
+
+
+def test_what_the_exported_features_are_worth_part_by_part_and_slice_by_slice(runs: dict[str, Path]) -> None:
+    part = downstream(read_artefacts(runs["promote"]))
+    assert part is not None
+    assert [row[0] for row in part.rows] == ["AUC", "NE", "predicted / observed"], "no metric that the arms have not"
+    assert ("scores and dot product alone", "NE", "−0.0150 [−0.0210, −0.0090]", "better") in part.ablation
+    assert ("vectors alone", "NE", "+0.0020 [−0.0020, +0.0060]", "even") in part.ablation
+    assert {word for word, *_ in part.ablation} == {"scores and dot product alone", "vectors alone", "all"}
+    assert part.slices == [("tab=1", "0.9600 [0.9300, 0.9900]", "1.0100 [0.9800, 1.0400]")]
+    shown = text_of(render(runs["promote"]))
+    assert "What the exported features are worth, part by part" in shown and "Predicted / observed of the final score" in shown
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class RankerVectors:
 
     def user_vectors(self) -> Iterator[VectorBlock]:
         """Yields the vectors of a bucket's users, sorted by id."""
-        for read in self._tails:
+        for number, read in enumerate(self._tails, start=1):
             shard, users = self._scorer.encoder.encode_histories(read(), self._at_ms)
             vectors_MD = np.zeros((len(users), self.dim), np.float32)
             for batch in batches_of(shard):
@@ -38,7 +38,7 @@ class RankerVectors:
                     vectors = self._scorer.ranker.user_vectors(batch.to(self._scorer.device))
                 vectors_MD[batch.row_N.numpy()] = vectors.float().cpu().numpy()
             if len(users):
-                yield VectorBlock(users, vectors_MD)
+                yield VectorBlock(users, vectors_MD, number / len(self._tails))
 
     def item_vectors(self) -> Iterator[VectorBlock]:
         """Yields the vectors of the vocabulary's items, in its order."""
@@ -50,4 +50,5 @@ class RankerVectors:
                 vectors = self._scorer.ranker.item_vectors(
                     torch.from_numpy(row_M[block]).to(self._scorer.device), torch.from_numpy(features_MI[block]).to(self._scorer.device)
                 )
-            yield VectorBlock(items["item"].combine_chunks()[block], vectors.float().cpu().numpy())
+            done = min(1.0, block.stop / len(items))
+            yield VectorBlock(items["item"].combine_chunks()[block], vectors.float().cpu().numpy(), done)

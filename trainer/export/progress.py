@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+
+from trainer.schema.embeddings import VectorBlock
 
 _EVERY_S = 10.0
 
 
 class Progress:
-    """Prints rows, rows a second and, where the total is known, the time that is left; silent for the first ten seconds.
+    """Prints vectors, vectors a second and, where the source tells how much has come, the time that is left.
+
+    Silent for the first ten seconds.
 
     Args:
         what: What is counted, for the line.
-        total: Rows in all, if known.
     """
 
-    def __init__(self, what: str, total: int | None = None) -> None:
-        self._what, self._total = what, total
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._rows = 0
-        self._start = self._last = time.monotonic()
 
-    def add(self, rows: int) -> None:
-        """Counts rows."""
-        self._rows += rows
-        now = time.monotonic()
-        if now - self._last < _EVERY_S:
-            return
-        self._last = now
-        rate = self._rows / (now - self._start)
-        left = f", {(self._total - self._rows) / rate:,.0f} s left" if self._total and rate else ""
-        print(f"{'export':<11}{self._rows:,} {self._what}, {rate:,.0f} a second{left}", flush=True)
+    def over(self, blocks: Iterator[VectorBlock]) -> Iterator[VectorBlock]:
+        """Hands blocks on and counts them."""
+        start = last = time.monotonic()
+        for block in blocks:
+            self._rows += len(block.ids)
+            now = time.monotonic()
+            if now - last >= _EVERY_S:
+                last = now
+                self._tell(now - start, block.done)
+            yield block
+
+    def _tell(self, passed_s: float, done: float | None) -> None:
+        left = f", {passed_s * (1 - done) / done:,.0f} s left" if done else ""
+        print(f"{'export':<11}{self._rows:,} {self._what}, {self._rows / passed_s:,.0f} a second{left}", flush=True)

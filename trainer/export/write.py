@@ -138,10 +138,11 @@ def _export_entity(
     """
     dim, packed = manifest.dim, config.layout == "packed"
     tally, told = Tally(entity, holdout), Progress(f"{entity} vectors")
+    checked = checked_blocks(told.over(blocks), entity, dim)
     digest = Digest(partial / _HASHES, vectors=config.delta)
     writer: ShardWriter | None = None
     try:
-        for block in regrouped(checked_blocks(blocks, entity, dim), row_group_rows(dim, config.shard_rows)):
+        for block in regrouped(checked, row_group_rows(dim, config.shard_rows)):
             tally.add(block)
             hash_M = hash_ids(block.ids)
             digest.add(hash_M, block)
@@ -150,7 +151,6 @@ def _export_entity(
                 writer = ShardWriter(partial, entity, vector_schema(block.ids.type, dim, packed), config.shard_rows)
                 closing.callback(writer.abandon)
             writer.write(vector_batch(writer.schema, block.ids, block.vectors_MD))
-            told.add(len(block.ids))
         if writer is not None:
             writer.finish()
         repeated = digest.repeated_hashes()

@@ -43,10 +43,14 @@ PAIR_SCORE = "score_"
 
 @dataclass(frozen=True)
 class VectorBlock:
-    """A block of entities: `ids` (Arrow int64 or string, length M) and `vectors_MD` (float32 [M, D])."""
+    """A block of entities: `ids` (Arrow int64 or string, length M) and `vectors_MD` (float32 [M, D]).
+
+    `done` is the share of the source's blocks that have come with this one, where the source can tell: for the time that is left.
+    """
 
     ids: pa.Array
     vectors_MD: np.ndarray
+    done: float | None = None
 
 
 class VectorSource(Protocol):

@@ -14,6 +14,7 @@ import pytest
 from trainer.config import ScanConfig
 from trainer.errors import RewarmError
 from trainer.scan.workers import Call, Done, Failure
+from trainer.schema.heat import HARMLESS
 from trainer.schema.logs import ActionSpec, ColumnSpec, LogSpec, TimeSpec
 from trainer.schema.time import add_days, day_start_ms, days_between
 
@@ -64,6 +65,17 @@ def write(root: Path, day: str, table: pa.Table, name: str = "part-0.parquet") -
 
 def with_column(table: pa.Table, name: str, values) -> pa.Table:
     return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+
+def found(health, day=LAST):
+    return {(fault.kind, fault.feature) for fault in health.days[day].faults} - {(kind, None) for kind in HARMLESS}
+
+
+def only(health, kind, feature, day=LAST):
+    assert found(health, day) == {(kind, feature)}, health.days[day].faults
+    for other in DAYS:
+        assert other == day or not found(health, other), (other, health.days[other].faults)
+    return next(fault for fault in health.days[day].faults if fault.kind == kind)
 
 
 @dataclass

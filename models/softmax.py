@@ -119,12 +119,15 @@ def _are_small(hidden_ND: Tensor, item_VD: Tensor) -> bool:
 
 
 def _streams(hidden_ND: Tensor, items: int, chunk_rows: int) -> tuple[int, int]:
-    """Returns how many streams there are, and rows a chunk: where there are several, each gets two chunks at least."""
+    """Returns how many streams there are, and rows a chunk: where there are several, each gets two chunks at least, and all hold
+    `MOST_LOGITS` together.
+    """
     rows, threads = len(hidden_ND), torch.get_num_threads()
     if hidden_ND.device.type != "cpu" or items > _STREAM_ITEMS or rows < 2 * _LEAST_ROWS:
         return 1, chunk_rows
-    chunk_rows = min(chunk_rows, max(_LEAST_ROWS, -(-rows // (2 * threads))))
-    return min(threads, -(-rows // chunk_rows)), chunk_rows
+    in_budget = MOST_LOGITS // max(items, 1)  # rows of all streams together
+    chunk_rows = min(chunk_rows, max(_LEAST_ROWS, min(-(-rows // (2 * threads)), in_budget // threads)))
+    return max(1, min(threads, -(-rows // chunk_rows), in_budget // chunk_rows)), chunk_rows
 
 
 @torch.no_grad()

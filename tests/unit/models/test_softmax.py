@@ -70,6 +70,15 @@ def test_streams_are_chosen_where_products_are_small(threads, rows, items, wante
     assert _streams(torch.empty(rows, 0), items, 256) == wanted
 
 
+@pytest.mark.parametrize("items", [1, 3416, 43_136, 65_536])
+@pytest.mark.parametrize("count", [2, 16, 64])
+def test_streams_hold_no_more_logits_together_than_one(threads, items, count):
+    threads(count)
+    streams, chunk_rows = _streams(torch.empty(100_000, 0), items, 256)
+    assert streams * chunk_rows * items <= MOST_LOGITS and 64 <= chunk_rows <= 256
+    assert streams == count or (streams + 1) * 64 * items > MOST_LOGITS, "as many as there is room for"
+
+
 def test_a_stream_uses_one_thread_and_leaves_the_others_theirs(threads):
     threads(3)
     assert streams.in_streams(lambda number: (number, torch.get_num_threads()), 2) == [(0, 1), (1, 1)]

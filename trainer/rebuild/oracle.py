@@ -1,7 +1,7 @@
 """The brute-force oracle: recomputes features of one row from the events by the plain definition of `trainer.schema.features`.
 
-It shares no code with the kernels, the entity pass, the coverage or the serving rule, and it is slow on purpose: for each counter it looks at
-every event and asks whether it counts.
+It shares no code with the kernels, the entity pass, the coverage or the serving rule, and it is slow on purpose: for each counter it looks
+at every event and asks whether it counts.
 """
 
 from __future__ import annotations

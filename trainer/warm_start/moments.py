@@ -144,8 +144,9 @@ def begin_state(both: Pair, state: str, places: list[Place], read: Read) -> Stat
     if not len(known):
         return start
     group_R = np.full(places[0].size, -1, np.int8)  # there are at most 128 octaves
-    for group, level in enumerate(known):
-        group_R[places[0].index[kept & (octave == level)]] = group
+    for first in range(0, len(octave), _RATED_IDS):
+        part = slice(first, first + _RATED_IDS)
+        group_R[places[0].index[part][kept[part]]] = np.searchsorted(known, octave[part][kept[part]])
     means = grouped_means(read, group_R, None, len(known))
     return StateStart(start.level, means, np.minimum(np.searchsorted(known, octave[new]), len(known) - 1))
 

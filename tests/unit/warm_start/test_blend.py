@@ -46,7 +46,7 @@ def test_a_merge_meets_both_ends_and_leaves_new_rows_alone(architecture):
     full = merge(began, ended, 1.0, the_plan, *sides, the_plan.source)
     assert all(torch.equal(full[name], ended[name]) for name in ended)
     none = merge(began, ended, 0.0, the_plan, *sides, the_plan.source)
-    half = merge(began, ended, 0.5, the_plan, *sides, the_plan.source)
+    part = merge(began, ended, 0.25, the_plan, *sides, the_plan.source)
     added = [row for row, key in enumerate(new.vocabularies["item"].keys.to_pylist(), start=2) if key >= 900]
     for name in began:
         table = name == "embedding.item.weight"
@@ -58,7 +58,7 @@ def test_a_merge_meets_both_ends_and_leaves_new_rows_alone(architecture):
             assert torch.equal(none[name][kept], began[name][kept])
         else:
             assert torch.equal(none[name], began[name])
-            assert torch.allclose(half[name], (began[name] + ended[name]) / 2)
+            assert torch.allclose(part[name], 0.75 * began[name] + 0.25 * ended[name], atol=1e-6)
 
 
 def test_a_merge_of_strangers_is_refused():

@@ -85,7 +85,7 @@ class Optimizers:
         self.learner = learner
         self.fresh = fresh or Fresh()
         known = dict(learner.ranker.named_parameters())
-        self.slower = [(known[name], share) for name, share in self.fresh.shares.items()]
+        self.slower = [(known[name], share) for name, share in self.fresh.shares.items() if name in known]  # buffers do not move
         self.by_row, dense = list(learner.tables().values()), list(learner.dense().values())
         groups = (([p for p in dense if p.ndim >= 2], config.weight_decay), ([p for p in dense if p.ndim < 2], 0.0))
         betas = (config.beta1, config.beta2)

@@ -74,6 +74,7 @@ def test_fresh_entries_move_at_their_rate_and_carried_ones_and_tables_at_theirs(
     new = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in start.items() if name not in tables}
     new[TRUNK][::2] = True
     new["norm.gain"][:] = True
+    new["rotary.frequency"] = torch.zeros(4, dtype=torch.bool)  # a buffer: a plan has a fate for it too
     fresh = fresh_of(ScheduleConfig(warm_factor=0.25, fresh_factor=1.0), new)
     slow, fast, both = trained(None, 0.25, 1), trained(None, 1.0, 1), trained(fresh, 0.25, 1)
     assert not torch.allclose(fast[TRUNK], slow[TRUNK], atol=1e-5) and not torch.equal(fast["norm.gain"], slow["norm.gain"])

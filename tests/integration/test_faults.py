@@ -100,7 +100,5 @@ def test_clean_real_logs_are_not_accused(name):
     assert {fault.kind for state in health.days.values() for fault in state.faults} <= set(HARMLESS)
     assert {state.status for state in health.days.values()} == {"ok"}
     told = {(notice.kind, notice.day) for state in health.days.values() for notice in state.notices}
-    assert told == ({("missing_hours", "2017-10-05")} if name == "globo" else set()), (
-        "no click from 6 to 13 UTC, in the first week"
-    )
+    assert told == ({("missing_hours", "2017-10-05")} if name == "globo" else set()), "no click from 6 to 13 UTC, in the first week"
     check_budget(health, policy(None))

@@ -165,8 +165,8 @@ def test_a_renamed_vocabulary_with_the_same_ids_is_reported_as_kept():
 
 def test_every_setting_of_a_transfer_reaches_its_rules():
     settings = {
-        "new_ids": "mean", "new_ids_by": {"author": "zero"}, "new_id_noise": 0.5, "rename": {"a": "b"}, "insert": "stack", "insert_at": {"blocks": [0]}, "approximate": True,
-        "shrink": 0.4, "perturb": 0.1, "coverage": {"trunk": 0.5},
+        "new_ids": "mean", "new_ids_by": {"author": "zero"}, "new_id_noise": 0.5, "rename": {"a": "b"}, "insert": "stack",
+        "insert_at": {"blocks": [0]}, "approximate": True, "shrink": 0.4, "perturb": 0.1, "coverage": {"trunk": 0.5},
     }  # fmt: skip
     rules = as_plain(rules_of(WarmStartConfig(**settings)))
     assert rules == {**{name: value for name, value in settings.items() if name != "new_id_noise"}, "noise": 0.5}

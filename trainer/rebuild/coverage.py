@@ -24,7 +24,8 @@ class DayShare:
 
     Attributes:
         day: Business day.
-        rows: Share of its rows that are used; 0 for a refused day, repeated deliveries not counted.
+        rows: Share of its rows that are used; 0 for a refused day, repeated deliveries not counted. Rows that are missed, such as
+            those of lost hours, belong to the day.
         cells: Feature of the log -> share of its cells that are not masked, where that is not all.
     """
 
@@ -41,9 +42,9 @@ def day_share(spec: LogSpec, day: str, health: DayHealth) -> DayShare:
     """Returns what scan left of a day."""
     if health.status == "refused":
         return DayShare(day, 0.0)
-    lost: dict[str, int] = {}
+    lost: dict[str | None, int] = {}  # without a feature: rows that should be there and are not
     for fault in health.faults:
-        if fault.action == "mask" and fault.feature:
+        if fault.action == "mask":
             lost[fault.feature] = lost.get(fault.feature, 0) + fault.rows
     cells = {}
     for name, column in spec.features.items():
@@ -51,7 +52,7 @@ def day_share(spec: LogSpec, day: str, health: DayHealth) -> DayShare:
         masked = health.used if sources & set(health.masked_columns) else min(health.used, sum(lost.get(source, 0) for source in sources))
         if masked:
             cells[name] = 1.0 - masked / health.used
-    return DayShare(day, health.used / max(health.used + health.dropped, 1), cells)
+    return DayShare(day, health.used / max(health.used + health.dropped + lost.get(None, 0), 1), cells)
 
 
 class Calendar:

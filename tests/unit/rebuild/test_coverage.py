@@ -1,5 +1,7 @@
 """Coverage follows the health map: refused days, rows set aside and masked feature-days; below a floor counters are masked."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -138,6 +140,10 @@ def test_shares_of_a_day_come_from_its_faults(lab, tmp_path):
     share = day_share(log, "d", state)
     assert share.rows == 0.75 and share.cells == {"tab": pytest.approx(0.8)}, "duplicates are no loss, told cells are none either"
     assert share.of(["tab"]) == pytest.approx(0.6) and share.of(["price"]) == 0.75
+    hole = Fault(kind="missing_hours", rows=100, **fault)
+    assert day_share(log, "d", replace(state, faults=[*faults, hole])).rows == 0.5, "rows of lost hours are missed"
+    let_go = replace(hole, action="count")
+    assert day_share(log, "d", replace(state, faults=[*faults, let_go])).rows == 0.75
     assert day_share(log, "d", DayHealth(status="refused", files=[], rows=9, used=0, dropped=9)).of([]) == 0
 
 

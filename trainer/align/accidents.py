@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from trainer.align.alignment import ROTATION, SHIFT, fit
+from trainer.schema.ids import splitmix64
 from trainer.schema.verdict import Check
 
 LOST_SHARE = 0.2
@@ -14,13 +15,17 @@ EQUAL_NORMS = 1e-3  # coefficient of variation below which all vectors count as 
 DUPLICATE_GROWTH = 0.01
 MISPLACED_SHARE = 0.005
 
-_SUSPECTS = 400  # entities whose vectors are looked for under other ids
+_SUSPECTS = 1000  # entities whose vectors are looked for under other ids
+_FEWEST = 5  # found in a draw before they are taken for more than chance, since each stands for many
+_MANY = 0.5  # of the suspects whose vectors' owners are drawn
 _CLOSE, _FAR = 0.1, 0.25  # of the own distance; of the typical distance between entities
 _RATIO = 0.2  # nearest to second nearest, a match that is no chance: Lowe, IJCV 60 (2004), section 7.1
 
 
-def accidents(old_ED: np.ndarray, new_ED: np.ndarray, lost: float, where: str, not_finite: float = 0.0) -> list[Check]:
+def accidents(old_ED: np.ndarray, new_ED: np.ndarray, lost: float, where: str, not_finite: float = 0.0, drawn: float = 1.0) -> list[Check]:
     """Looks for accidents.
+
+    Vectors under other ids are looked for on at most `_SUSPECTS` entities, among all; every other measure is of all entities given.
 
     Args:
         old_ED: Reference vectors, the same entities in the same order.
@@ -28,6 +33,7 @@ def accidents(old_ED: np.ndarray, new_ED: np.ndarray, lost: float, where: str, n
         lost: Share of the old entities that have no new vector.
         where: Slice of the checks.
         not_finite: Share of all new vectors that are not finite, where the entities are a draw of them.
+        drawn: Share of all old entities that these are a draw of; the owner of an exchanged vector is among them only as often.
 
     Returns:
         One blocking check a kind: width, coverage, non-finite values, zero rows, normalised vectors, scale, duplicates, vectors
@@ -51,7 +57,7 @@ def accidents(old_ED: np.ndarray, new_ED: np.ndarray, lost: float, where: str, n
     old_ED, new_ED = old_ED[kept_E], new_ED[kept_E]
     if len(old_ED) < 2:
         return checks
-    return [*checks, *_lengths(old_ED, new_ED, where), _duplicates(old_ED, new_ED, where), _misplaced(old_ED, new_ED, where)]
+    return [*checks, *_lengths(old_ED, new_ED, where), _duplicates(old_ED, new_ED, where), _misplaced(old_ED, new_ED, where, drawn)]
 
 
 def _lengths(old_ED: np.ndarray, new_ED: np.ndarray, where: str) -> list[Check]:
@@ -83,11 +89,11 @@ def _only_scaled(old_ED: np.ndarray, new_ED: np.ndarray, scale: float) -> bool:
 
 
 def _duplicates(old_ED: np.ndarray, new_ED: np.ndarray, where: str) -> Check:
-    growth = float(len(np.unique(old_ED, axis=0)) - len(np.unique(new_ED, axis=0))) / len(old_ED)
+    growth = float(len(np.unique(_row_hashes(old_ED))) - len(np.unique(_row_hashes(new_ED)))) / len(old_ED)
     return _bounded("embedding_duplicates", where, growth, DUPLICATE_GROWTH, len(old_ED), "{:.1%} more vectors equal another entity's")
 
 
-def _misplaced(old_ED: np.ndarray, new_ED: np.ndarray, where: str) -> Check:
+def _misplaced(old_ED: np.ndarray, new_ED: np.ndarray, where: str, drawn: float) -> Check:
     """Finds vectors under other ids: far from the entity's own old vector and next to somebody else's.
 
     Looked for as they are, after a shift, and after a rotation: rows may have changed places in a space that moved as well.
@@ -97,21 +103,34 @@ def _misplaced(old_ED: np.ndarray, new_ED: np.ndarray, where: str) -> Check:
     if len(old_ED) < 3:
         return _bounded("embedding_ids", where, 0.0, MISPLACED_SHARE, total, "{:.2%} of the entities carry another entity's vector")
     random = np.random.default_rng(0).permutation(len(old_ED))[:_SUSPECTS]
-    share = 0.0
+    share, least = 0.0, 1 if drawn == 1 else _FEWEST
     for back_ED in (new_ED, *(fit(old_ED, new_ED, method).apply(new_ED) for method in (SHIFT, ROTATION))):
         own_E = np.linalg.norm(back_ED - old_ED, axis=1)
         worst = np.argsort(-own_E, kind="stable")[:_SUSPECTS]
-        caught_S = _is_elsewhere(old_ED, back_ED, own_E, worst)
+        caught = int(_is_elsewhere(old_ED, back_ED, own_E, worst).sum())
+        found_among = [(caught, len(old_ED))]
         # The worst rows hold every misplaced one as long as they are few; a random draw tells the share when they are many.
-        few, many = float(caught_S.sum()) / len(old_ED), float(_is_elsewhere(old_ED, back_ED, own_E, random).mean())
-        share = max(share, few if not caught_S.all() else many)
+        if caught >= _MANY * drawn * len(worst):
+            found_among.append((int(_is_elsewhere(old_ED, back_ED, own_E, random).sum()), len(random)))
+        share = max(share, *(min(1.0, found / among / drawn) for found, among in found_among if found >= least), 0.0)
     return _bounded("embedding_ids", where, share, MISPLACED_SHARE, len(old_ED), "{:.2%} of the entities carry another entity's vector")
 
 
 def _alone(x_ED: np.ndarray) -> np.ndarray:
     """Returns bool [E]: whether no other row has the same values."""
-    _, place_E, count_U = np.unique(x_ED, axis=0, return_inverse=True, return_counts=True)
-    return count_U[place_E.reshape(-1)] == 1
+    _, place_E, count_U = np.unique(_row_hashes(x_ED), return_inverse=True, return_counts=True)
+    return count_U[place_E] == 1
+
+
+def _row_hashes(x_ED: np.ndarray) -> np.ndarray:
+    """Returns uint64 [E], equal for equal rows of float64 and (but for one pair in 2 ** 64) for no others.
+
+    Sorting the rows themselves takes a hundred times as long.
+    """
+    hash_E = np.zeros(len(x_ED), np.uint64)
+    for x_E in x_ED.T:
+        hash_E = splitmix64(hash_E ^ (x_E + 0.0).view(np.uint64))  # + 0.0: minus zero equals zero
+    return hash_E
 
 
 def _is_elsewhere(old_ED: np.ndarray, new_ED: np.ndarray, own_E: np.ndarray, suspects: np.ndarray) -> np.ndarray:

@@ -11,6 +11,9 @@ MEDIAN_R2 = 0.9  # over dimensions
 WORST_R2 = 0.5  # a mirrored dimension has -3, a swapped one about -1; noise that the median tolerates leaves 0.7
 MEAN_SHIFT_SD = 0.25  # largest over dimensions
 
+QUERIES, CANDIDATES = 500, 50_000  # of the neighbours, whose number is quadratic
+_BLOCK = 64  # queries at a time
+
 _FLAT = 1e-4  # a dimension whose deviation is a smaller share of the overall one carries nothing that could be split on
 
 
@@ -90,16 +93,20 @@ def effective_rank(x_ED: np.ndarray) -> float:
 
     Source: Roy and Vetterli, "The effective rank", EUSIPCO 2007, section 2.
     """
-    value_D = np.linalg.svd(x_ED - x_ED.mean(axis=0), compute_uv=False)
+    centred_ED = x_ED - x_ED.mean(axis=0, dtype=np.float64)
+    # The squares of the singular values: as good here, and [D, D] instead of copies of the vectors.
+    value_D = np.sqrt(np.maximum(np.linalg.eigvalsh(centred_ED.T @ centred_ED), 0))
     share_D = value_D[value_D > 0] / max(value_D.sum(), np.finfo(float).tiny)
     return float(np.exp(-(share_D * np.log(share_D)).sum()))
 
 
-def neighbour_overlap(old_ED: np.ndarray, new_ED: np.ndarray, top: int = 10, queries: int = 500) -> float:
+def neighbour_overlap(old_ED: np.ndarray, new_ED: np.ndarray, top: int = 10, queries: int = QUERIES) -> float:
     """Returns the mean share of each query's `top` nearest entities (by cosine) that are the same under both.
 
-    The first rows are the queries, so the order of the entities should be random.
+    A number of samples: the first rows are the queries, the first `CANDIDATES` the entities they are near to; so the order of the
+    entities should be random.
     """
+    old_ED, new_ED = old_ED[:CANDIDATES], new_ED[:CANDIDATES]
     top = min(top, len(old_ED) - 1)
     near = [_nearest(x_ED, min(queries, len(x_ED)), top) for x_ED in (old_ED, new_ED)]
     return float(np.mean([len(set(old) & set(new)) / top for old, new in zip(*near, strict=True)]))
@@ -108,6 +115,10 @@ def neighbour_overlap(old_ED: np.ndarray, new_ED: np.ndarray, top: int = 10, que
 def _nearest(x_ED: np.ndarray, queries: int, top: int) -> np.ndarray:
     unit_ED = x_ED - x_ED.mean(axis=0)
     unit_ED /= np.maximum(np.linalg.norm(unit_ED, axis=1, keepdims=True), np.finfo(float).tiny)
-    similarity_QE = unit_ED[:queries] @ unit_ED.T
-    np.fill_diagonal(similarity_QE, -np.inf)
-    return np.argpartition(-similarity_QE, top - 1, axis=1)[:, :top]
+    near_QT = np.empty((queries, top), np.int64)
+    for start in range(0, queries, _BLOCK):
+        block_B = np.arange(start, min(start + _BLOCK, queries))
+        distance_BE = -(unit_ED[block_B] @ unit_ED.T)
+        distance_BE[np.arange(len(block_B)), block_B] = np.inf
+        near_QT[block_B] = np.argpartition(distance_BE, top - 1, axis=1)[:, :top]
+    return near_QT

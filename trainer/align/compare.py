@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trainer.align.accidents import accidents
-from trainer.align.agreement import Agreement, agreement, effective_rank, neighbour_overlap
+from trainer.align.agreement import QUERIES, Agreement, agreement, effective_rank, neighbour_overlap
 from trainer.align.alignment import IDENTITY, ROTATION, SHIFT, Alignment, fit
 from trainer.schema.verdict import Check
 
@@ -38,6 +38,7 @@ class Pairs:
         lost: Share of the old entities that have no new vector.
         not_finite: Share of all new vectors, of which these entities may be a draw, that hold a NaN or an infinity.
         bucket_E: Optional frequency bucket of each entity, for the report.
+        drawn: Share of all old entities that was drawn for the comparison, in (0, 1].
     """
 
     old_ED: np.ndarray
@@ -46,6 +47,7 @@ class Pairs:
     lost: float = 0.0
     not_finite: float = 0.0
     bucket_E: np.ndarray | None = None
+    drawn: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def compare(pairs: Pairs, where: str = "all") -> Comparison:
     Returns:
         The outcome, the map, and a check a measure: those that name an accident block, the others inform.
     """
-    found = accidents(pairs.old_ED, pairs.new_ED, pairs.lost, where, pairs.not_finite)
+    found = accidents(pairs.old_ED, pairs.new_ED, pairs.lost, where, pairs.not_finite, pairs.drawn)
     identity = fit(pairs.old_ED, pairs.new_ED, IDENTITY)
     broken = [check for check in found if check.outcome == "fail"]
     usable_E = _usable(pairs)
@@ -151,13 +153,13 @@ def _measures(pairs: Pairs, alignment: Alignment, agreed: Agreement, where: str)
     overlap = neighbour_overlap(pairs.old_ED, pairs.new_ED)
     repaired = f"after {alignment.method} fitted on {alignment.anchors} other entities: {agreed.sentence()}"
     left = f"{agreed.residual:.1%} of the variance left"
-    near = f"{overlap:.0%} of the ten nearest neighbours are the same"
-    total = len(pairs.new_ED)
+    total, asked = len(pairs.new_ED), min(QUERIES, len(pairs.new_ED))
+    near = f"{overlap:.0%} of the ten nearest neighbours of {asked} drawn entities are the same"
     checks = [
         _check("embedding_as_it_is", where, before.holds, 1 - before.centred_cosine, 0.05, count, f"as it is: {before.sentence()}"),
         _check("embedding_repaired", where, agreed.holds, 1 - agreed.centred_cosine, 0.05, count, f"{repaired}, {left}"),
         _check("embedding_rank", where, rank >= RANK_SHARE, rank, RANK_SHARE, total, f"the effective rank is {rank:.2f} of the old"),
-        _check("embedding_neighbours", where, overlap >= NEIGHBOUR_OVERLAP, overlap, NEIGHBOUR_OVERLAP, total, near),
+        _check("embedding_neighbours", where, overlap >= NEIGHBOUR_OVERLAP, overlap, NEIGHBOUR_OVERLAP, asked, near),
     ]
     return checks + _by_bucket(pairs, alignment, where)
 

@@ -30,6 +30,9 @@ Replay = Callable[[VectorFile, VectorFile, Comparison], list[Check]]  # old, new
 def run(config: CompareRunConfig, replay: Replay | None = None) -> Comparison:
     """Compares two tables and writes `compare.json`; if a shift or a rotation is all, also the repaired vectors.
 
+    Numbers are of the entities drawn (`MAX_ENTITIES` of the old table: ``entities`` and ``drawn``, their share, in the answer), of
+    fewer where a check's ``n`` or sentence says so. That every vector is finite is looked at in all of them; so are repeated ids.
+
     Args:
         config: The two tables and the folder of the answer.
         replay: Judges the vectors by a live model; its checks join the answer.
@@ -42,7 +45,8 @@ def run(config: CompareRunConfig, replay: Replay | None = None) -> Comparison:
         DataError: If a table cannot be read or the two have no entity in common.
     """
     old, new = (open_table(Path(path), config.entity, config.id_column) for path in (config.old, config.new))
-    found = compare(pair(*sampled(old, new)))
+    pairs = pair(*sampled(old, new))
+    found = compare(pairs)
     if replay is not None:
         found = replace(found, checks=[*found.checks, *replay(old, new, found)])
     out = Path(config.run_dir)
@@ -56,7 +60,8 @@ def run(config: CompareRunConfig, replay: Replay | None = None) -> Comparison:
         write_text(out / "alignment.json", json.dumps(alignment_values(found.alignment), allow_nan=False) + "\n")
     answer = {
         "version": COMPARE_VERSION, "outcome": found.outcome, "sentence": found.sentence, "alignment": found.alignment.method,
-        "old": old.source, "new": new.source, "checks": [as_plain(check) for check in found.checks],
+        "old": old.source, "new": new.source, "entities": len(pairs.old_ED), "drawn": pairs.drawn,
+        "checks": [as_plain(check) for check in found.checks],
     }  # fmt: skip
     write_text(out / "compare.json", json.dumps(answer, indent=1) + "\n")
     _show(found, out)
@@ -82,7 +87,8 @@ def _write_aligned(table: VectorFile, alignment: Alignment, path: Path) -> None:
             aligned_MD = np.ascontiguousarray(alignment.apply(vectors_MD), np.float32)
             flat = pa.FixedSizeListArray.from_arrays(pa.array(aligned_MD.reshape(-1)), aligned_MD.shape[1])
             batch = pa.record_batch({"id": ids, "vector": flat})
-            writer = writer or pq.ParquetWriter(partial, batch.schema, compression="none", write_page_checksum=True)
+            # No dictionary: hardly two coordinates are equal, and looking for them takes most of the time of writing.
+            writer = writer or pq.ParquetWriter(partial, batch.schema, compression="none", use_dictionary=False, write_page_checksum=True)
             writer.write_batch(batch)
         if writer is not None:
             writer.close()

@@ -21,7 +21,7 @@ from trainer.align.compare import Pairs
 from trainer.errors import DataError
 from trainer.schema.ids import hash_ids, plain_ids
 
-MAX_ENTITIES = 200_000  # drawn by hash, so the same entities are drawn from both sides and from every later version
+MAX_ENTITIES = 50_000  # drawn by hash, so the same entities are drawn from both sides and from every later version
 _WIDE = re.compile(r"^(.*?)(\d+)$")
 _BLOCK_BYTES, _READ_BYTES = 4 << 20, 1 << 18  # of a block of rows; of a column that is read ahead
 _MOST_ROWS = 1 << 16
@@ -99,7 +99,7 @@ class VectorFile:
         ids, vectors, not_finite, total = [], [], 0, 0
         for block_ids, vectors_MD in self.blocks():
             not_finite, total = not_finite + int((~np.isfinite(vectors_MD)).any(axis=1).sum()), total + len(block_ids)
-            keep_M = np.ones(len(block_ids), bool) if wanted is None else np.isin(hash_ids(block_ids), wanted)
+            keep_M = np.ones(len(block_ids), bool) if wanted is None else _is_in(hash_ids(block_ids), wanted)
             ids.append(block_ids.filter(pa.array(keep_M)))
             vectors.append(vectors_MD[keep_M])
         return VectorTable(pa.concat_arrays(ids), np.concatenate(vectors), self.source, not_finite, total)
@@ -138,11 +138,8 @@ class VectorFile:
             with _readable(path), pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=_READ_BYTES) as file:
                 if missing := sorted(set(columns) - set(file.schema_arrow.names)):
                     raise DataError("no such column", where=f"{path}, {missing[0]}", expected=f"the columns of {self.files[0]}")
-                bytes_a_row = sum(file.metadata.row_group(n).total_byte_size for n in range(file.num_row_groups)) / max(
-                    1, file.metadata.num_rows
-                )
-                rows = int(min(_MOST_ROWS, max(1, _BLOCK_BYTES // max(1, bytes_a_row))))
-                yield from (batch.select(columns) for batch in file.iter_batches(rows, columns=columns) if batch.num_rows)
+                blocks = file.iter_batches(_rows_at_a_time(file.metadata), columns=columns)
+                yield from (batch.select(columns) for batch in blocks if batch.num_rows)
 
     def _vectors(self, batch: pa.RecordBatch) -> np.ndarray:
         first, where = batch.column(1), f"{self.source}, {self.vector_columns[0]}"
@@ -215,11 +212,12 @@ def pair(old: VectorTable, new: VectorTable) -> Pairs:
     if not kept_E.any():
         raise DataError("no id is in both tables", where=new.source, expected=f"ids of {old.source}", remedy="compare the same entity")
     old_rows_E = order_M[kept_E]
+    drawn = len(order_M) / max(1, old.total, len(old.ids))
     # Rows are in the order of their hash, so every second one is a random half.
     return Pairs(
         old.vectors_MD[old_rows_E], new.vectors_MD[place_E.drop_null().to_numpy()],
         half_E=np.arange(len(old_rows_E)) % 2 == 0, lost=1 - float(kept_E.mean()),
-        not_finite=new.not_finite / max(1, new.total),
+        not_finite=new.not_finite / max(1, new.total), drawn=drawn,
     )  # fmt: skip
 
 
@@ -229,6 +227,13 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError("cannot read the vectors", where=path, got=str(error).splitlines()[0], remedy="write the file again") from error
+
+
+def _is_in(hash_M: np.ndarray, sorted_E: np.ndarray) -> np.ndarray:
+    """Returns bool [M]: which hashes are among the sorted ones, which are not sorted again for every block."""
+    if not len(sorted_E):
+        return np.zeros(len(hash_M), bool)
+    return sorted_E[np.minimum(np.searchsorted(sorted_E, hash_M), len(sorted_E) - 1)] == hash_M
 
 
 def _rows_at_a_time(metadata: pq.FileMetaData) -> int:

@@ -111,6 +111,7 @@ class CompareRunConfig:
     Attributes:
         old: Parquet file (or folder of files) with the vectors that consumers know.
         new: The same with the vectors that are to replace them.
+        run_dir: Where the answer goes; not old or new, nor inside them.
         entity: Subfolder, if both are exports: user or item.
         id_column: Column of the ids; null takes ``id``, else the first integer or string column.
         repair: Where repaired vectors go, if a rigid map repairs them; null takes ``aligned.parquet`` in `run_dir`.
@@ -135,6 +136,11 @@ class CompareRunConfig:
             raise ConfigError("a live model is replayed on rows", where=missing, got="null", expected=expected)
         if self.repair is not None and any(_within(self.repair, given) for given in (self.old, self.new)):
             raise ConfigError("the repaired vectors would replace what they were made from", where="repair", got=self.repair)
+        if any(_within(self.run_dir, given) for given in (self.old, self.new)):
+            raise ConfigError(
+                "the answer would be written among the vectors that are compared, where repaired ones are read as part of the table",
+                where="run_dir", got=self.run_dir, expected="a folder outside old and new", remedy="give another run_dir",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

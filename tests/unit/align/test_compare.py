@@ -11,6 +11,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from trainer.align import IDENTITY, ROTATION, SHIFT, Pairs, compare, nearest, pair, read_table, run
+from trainer.align.accidents import accidents
+from trainer.align.agreement import effective_rank, neighbour_overlap
 from trainer.align.tables import open_table, sampled
 from trainer.config import CompareRunConfig
 from trainer.errors import ConfigError, DataError
@@ -227,6 +229,15 @@ def test_a_repair_never_takes_the_place_of_what_it_was_made_from(tmp_path, repai
         )
 
 
+@pytest.mark.parametrize("run_dir", ["exports", "exports/user", "old.parquet", "x/../exports/out"])
+def test_an_answer_is_never_written_among_what_is_compared(tmp_path, run_dir: str):
+    with pytest.raises(ConfigError, match="run_dir"):
+        CompareRunConfig(old=str(tmp_path / "old.parquet"), new=str(tmp_path / "exports"), run_dir=str(tmp_path / run_dir))
+    with pytest.raises(ConfigError, match="run_dir"):
+        CompareRunConfig(old=str(tmp_path / "exports"), new=str(tmp_path / "old.parquet"), run_dir=str(tmp_path / run_dir))
+    CompareRunConfig(old=str(tmp_path / "exports"), new=str(tmp_path / "old.parquet"), run_dir=str(tmp_path / "exports-compared"))
+
+
 @pytest.mark.parametrize("kind", ["lightgbm", "catboost"])
 def test_the_live_model_says_what_a_rotation_costs_and_that_the_repair_costs_nothing(tmp_path, kind: str):
     old = vectors().astype(np.float32)
@@ -356,6 +367,84 @@ def test_a_vector_that_is_not_finite_is_found_though_it_is_not_drawn(tmp_path, m
     found = run(CompareRunConfig(old=str(tmp_path / "old.parquet"), new=str(tmp_path / "new.parquet"), run_dir=str(tmp_path / "out")))
     assert found.outcome == "broken"
     assert [check.name for check in found.checks if check.outcome == "fail" and check.severity == "block"] == ["embedding_finite"]
+
+
+def test_the_draw_is_the_wanted_entities_and_no_others(tmp_path):
+    ids, x = pa.array(np.random.default_rng(0).permutation(ENTITIES)), vectors().astype(np.float32)
+    write(tmp_path / "t.parquet", ids, x)
+    table = open_table(tmp_path / "t.parquet")
+    hash_M = table.hashes()
+    for wanted in (hash_M[:0], hash_M[:1], hash_M[7:900], hash_M, np.array([0, 2**64 - 1], np.uint64)):
+        rows = np.flatnonzero(np.isin(hash_M, wanted))
+        drawn = table.read(np.sort(wanted))
+        assert drawn.ids.to_pylist() == ids.take(pa.array(rows)).to_pylist()
+        np.testing.assert_array_equal(drawn.vectors_MD, x[rows])
+
+
+@pytest.mark.parametrize(("rows", "outcome"), [(0, "same"), (1000, "broken"), (20_000, "broken")])
+def test_exchanged_vectors_are_found_though_few_of_their_owners_are_drawn(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, rows: int, outcome: str
+):
+    monkeypatch.setattr("trainer.align.tables.MAX_ENTITIES", 2000)
+    generator = np.random.default_rng(3)
+    x = generator.normal(size=(20_000, DIM)).astype(np.float32)
+    chosen, new = generator.choice(len(x), rows, replace=False), x.copy()
+    new[chosen] = x[np.roll(chosen, 1)]
+    for name, values in (("old", x), ("new", new)):
+        write(tmp_path / f"{name}.parquet", pa.array(np.arange(len(x))), values)
+    found = run(CompareRunConfig(old=str(tmp_path / "old.parquet"), new=str(tmp_path / "new.parquet"), run_dir=str(tmp_path / "out")))
+    answer = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert (answer["outcome"], answer["entities"], answer["drawn"]) == (outcome, 2000, 0.1)
+    exchanged = next(check for check in found.checks if check.name == "embedding_ids")
+    assert exchanged.estimate == pytest.approx(rows / len(x), rel=0.4)
+    neighbours = next(check for check in found.checks if check.name == "embedding_neighbours")
+    assert neighbours.n == 500
+    assert "of 500 drawn entities" in neighbours.sentence
+
+
+def test_duplicates_are_rows_with_equal_values_whatever_their_sign_of_zero():
+    x = vectors()
+    x[:, 0] = 0.0
+    x[1::2] = x[::2]
+    new = x.copy()
+    new[1::2, 0] = -0.0
+    assert duplicates(x, new) == 0
+    new[1::2] += np.arange(ENTITIES // 2)[:, None] + 1.0
+    assert duplicates(x, new) == -0.5
+    assert duplicates(new, x) == 0.5
+    other = vectors()
+    other[1::2] = other[::2, ::-1]  # the same values in another order
+    assert duplicates(vectors(), other) == 0
+
+
+def duplicates(old: np.ndarray, new: np.ndarray) -> float | None:
+    return next(check.estimate for check in accidents(old, new, 0.0, "all") if check.name == "embedding_duplicates")
+
+
+def test_the_effective_rank_is_that_of_the_singular_values():
+    x = vectors()
+    value = np.linalg.svd(x - x.mean(0), compute_uv=False)
+    share = value / value.sum()
+    assert effective_rank(x) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-9)
+    assert effective_rank(x.astype(np.float32)) == pytest.approx(effective_rank(x), rel=1e-5)
+    assert effective_rank(np.repeat(x[:, :1], DIM, axis=1)) == pytest.approx(1, abs=1e-3)
+
+
+def test_neighbours_are_those_of_all_queries_at_once(monkeypatch: pytest.MonkeyPatch):
+    old, new = vectors()[:300], noisy(0.5)(vectors())[:300]
+
+    def near(x: np.ndarray) -> np.ndarray:
+        x = x - x.mean(0)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        similarity = x @ x.T
+        np.fill_diagonal(similarity, -np.inf)
+        return np.argsort(-similarity, axis=1)[:150, :10]
+
+    expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(near(old), near(new), strict=True)])
+    assert 0.1 < expected < 0.9
+    assert neighbour_overlap(old, new, queries=150) == pytest.approx(expected)
+    monkeypatch.setattr("trainer.align.agreement.CANDIDATES", 200)
+    assert neighbour_overlap(old, new, queries=150) == neighbour_overlap(old[:200], new[:200], queries=150) != pytest.approx(expected)
 
 
 def test_files_of_one_table_have_to_agree(tmp_path):

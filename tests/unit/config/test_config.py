@@ -59,7 +59,7 @@ def composed(name, *overrides):
         if OmegaConf.is_missing(config, key.split(".")[0]) or (
             key == "data.root" and "data" in config and OmegaConf.is_missing(config.data, "root")
         ):
-            OmegaConf.update(config, key, "somewhere")
+            OmegaConf.update(config, key, f"somewhere/{key}")
     return OmegaConf.to_container(config, resolve=True)
 
 

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from models.losses import sampled_softmax
 from models.negatives import SharedNegatives, StreamedFrequency
+from models.softmax import sampled_softmax
 
 
 def test_frequencies_are_those_of_the_stream():

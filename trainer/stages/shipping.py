@@ -111,8 +111,8 @@ def downstream(
         columns, kind, space = [*features, *joined], settings.objective, embeddings.feature_space
         shutil.rmtree(final, ignore_errors=True)
         save = partial(write_final, final, library=settings.library, objective=kind, action=action, feature_space=space)
-        keep = save if settings.live is None else None
-        report = lift(table, action, columns, exported, settings, job.config.seed, earlier=earlier, slices=slices, keep=keep)
+        saved = save if settings.live is None else None
+        report = lift(table, action, columns, exported, settings, job.config.seed, earlier=earlier, slices=slices, keep=saved)
         report = _with_final(job, embeddings, report, table, [*columns, *exported], partial(_before, job, examples, days, evaluation))
         write_text(out, json.dumps(as_plain(report), indent=1))
         return report
@@ -187,7 +187,7 @@ def _with_final(
 def _before(
     job: Job, examples: ExamplesManifest, days: DayPlan, evaluation: Evaluation, production: Bundle, live: Path, table: pa.Table
 ) -> pa.Table:
-    """Returns the judged rows with what production exports for them in place of the new columns."""
+    """Returns the judged rows with what production (its bundle, its release) exports for them in place of the new columns."""
     from trainer.downstream.assemble import with_exported
     from trainer.evaluate import RankerScorer
     from trainer.export import read_manifest

@@ -53,7 +53,7 @@ def choose(live: Path, judged: pa.Table, tmp_path: Path):
 @pytest.mark.parametrize("library", ["lightgbm", "catboost"])
 def test_the_saved_model_is_the_judged_one(log, tmp_path: Path, library: str):
     pytest.importorskip(library)
-    config = DownstreamConfig(library=library, trees=30, leaves=8, learning_rate=0.1, ablation=False)
+    config = DownstreamConfig(library=library, trees=80, leaves=8, learning_rate=0.5, ablation=False)  # so that boosting stops early
     judged = log(rows=3000, seed=1)
     fitted, judged_auc = train(tmp_path / "final", days(log(rows=4000, seed=2)), judged, "a", config)
     rows = judged.set_column(judged.schema.get_field_index("feature_tab"), "feature_tab", pa.array(["tab0", "tab2", "new"] * 1000))

@@ -10,24 +10,37 @@ import pytest
 from tests.integration.conftest import configure
 from trainer import pipeline
 from trainer.checkpoint import read_bundle
+from trainer.downstream import final_scores, read_final
 from trainer.errors import ConfigError, ExportError
 from trainer.export import read_manifest
 from trainer.export.as_of import read_as_of, read_records
+from trainer.release import Registry
 from trainer.schema.bundle import SERVING, seen_until
 
 pytestmark = pytest.mark.integration
 
-HOLDOUT, PAST = "2026-03-07", ["2026-03-04", "2026-03-05", "2026-03-06"]
+HOLDOUT, PAST, NEXT = "2026-03-06", ["2026-03-04", "2026-03-05"], "2026-03-07"
 
 
-def run(root: Path, log: Path, *overrides: str) -> Path:
-    out = root / "run"
+def run(root: Path, log: Path, *overrides: str, name: str = "run", as_of: str = HOLDOUT) -> Path:
+    out = root / name
     config = configure(
         "data=simulated", f"data.root={log}", f"registry.root={root / 'registry'}", f"rebuild.root={root / 'rebuild'}",
-        f"run_dir={out}", f"as_of={HOLDOUT}", "gate.first=promote", "fit.day_weights=true", "downstream.enabled=true", *overrides,
+        f"run_dir={out}", f"as_of={as_of}", "gate.first=promote", "fit.day_weights=true", "downstream.enabled=true", *overrides,
     )  # fmt: skip
     pipeline.retrain(config)
     return out
+
+
+def released(out: Path) -> Path:
+    live = Registry(out.parent / "registry").production_path()
+    assert live is not None
+    return live
+
+
+def final_checks(out: Path) -> dict[str, dict]:
+    checks = json.loads((out / "verdict.json").read_text())["checks"]
+    return {check["name"]: check for check in checks if check["family"] == "downstream"}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +80,36 @@ def test_the_final_model_is_trained_on_the_history_and_judged_on_the_holdout(his
     assert report["status"] == "ok"
     assert report["trained_on"].startswith("earlier days")
     assert {"without", "with"} <= set(report["arms"])
+
+
+def test_the_judged_final_model_is_released_and_is_the_live_one_of_the_next_night(history: Path, simulated):
+    report, sealed = json.loads((history / "downstream.json").read_text()), released(history) / "downstream"
+    about = read_final(sealed)
+    assert about == read_final(history / "downstream") and about.sha256 == report["final_sha256"]
+    assert (about.days, about.feature_space) == (PAST, read_manifest(history / "embeddings").feature_space)
+    assert len(about.features) == report["arms"]["with"]["features"]
+    assert report["final"] in (history / "report.html").read_text()
+    table = read_as_of(history / "embeddings")
+    assert np.isfinite(final_scores(sealed, [table])[0]).all()
+    night = run(history.parent, simulated, "release.auto=false", name="night", as_of=NEXT)
+    assert read_manifest(night / "embeddings").feature_space == about.feature_space, "the same space, as a warm start keeps it"
+    checks = final_checks(night)
+    assert set(checks) == {"replay_mean", "replay_ne", "replay_auc"}
+    assert checks["replay_auc"]["n"] > 0
+    assert read_final(night / "downstream") == about, "it moves on with the new embeddings"
+
+
+def test_a_new_space_needs_a_new_final_model(history: Path, simulated):
+    out = run(history.parent, simulated, "warm_start=none", name="anew", as_of=NEXT)
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert verdict["verdict"] == "REJECT" and "joint_release/click/all" in verdict["failed"]
+    assert not (out / "downstream").exists()
+    days = f"export.as_of=[{','.join([*PAST, HOLDOUT])}]"
+    both = run(history.parent, simulated, "warm_start=none", days, "release.auto=false", name="both", as_of=NEXT)
+    checks, about = final_checks(both), read_final(both / "downstream")
+    assert {name: check["severity"] for name, check in checks.items()} == dict.fromkeys(("joint_mean", "joint_ne", "joint_auc"), "block")
+    assert about.feature_space == read_manifest(both / "embeddings").feature_space
+    assert (about.days, about.feature_space != read_final(history / "downstream").feature_space) == ([*PAST, HOLDOUT], True)
 
 
 def test_without_earlier_weights_a_day_is_refused_or_marked(simulated, tmp_path: Path):

@@ -87,7 +87,8 @@ class DownstreamConfig:
         action: Binary action it predicts; null takes the first gated one.
         tables: The team's own feature tables, joined to the rows of both arms.
         ablation: Whether a model with the scalars alone and one with the vectors alone are trained too.
-        live: Models that are live now; each is replayed, frozen, on the new features before they are released.
+        live: The model that is live now, where the registry does not have it: it is replayed, frozen, on the new features before they
+            are released, and no final model is sealed. Null takes the one that was sealed with the live release.
         trees: Boosting rounds.
         leaves: Leaves a tree.
         learning_rate: Shrinkage.

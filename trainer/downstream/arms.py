@@ -8,7 +8,7 @@ days, whose embeddings were made by weights that had not seen them either, or, w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.config import DownstreamConfig
-from trainer.downstream.booster import Booster, Model, make_booster
+from trainer.downstream.booster import Booster, make_booster
 from trainer.downstream.features import VECTOR, Encoder, check_columns, kind_of
+from trainer.downstream.final import Fitted
 from trainer.downstream.table import REQUEST, labels_of, newest, ripe, slates_of, weights_of
 from trainer.errors import ConfigError
 from trainer.metrics import Estimate, Rows, arrange, auc, interval, ndcg, normalised_loss, ratio
 from trainer.schema.downstream import NOT_TESTABLE, OK, SCALARS, VECTORS, WITH, WITHOUT, Arm, DownstreamReport, Interval
 from trainer.schema.ids import hash_ids
 
+DAY = "day"  # of earlier rows
 FOLDS = 2
 STOP_SHARE = 5  # one user in five of the training half decides when boosting stops
 
@@ -48,6 +50,7 @@ def lift(
     earlier: pa.Table | None = None,
     slices: Sequence[str] = (),
     booster: Booster | None = None,
+    keep: Callable[[Fitted], object] | None = None,
 ) -> DownstreamReport:
     """Compares the final model with and without the exported features.
 
@@ -62,6 +65,8 @@ def lift(
             them, each half of the holdout's users is judged by models that were trained on the other half.
         slices: Columns of `table` whose values are slices in which the final score's calibration is reported.
         booster: Library; default the configured one.
+        keep: Is handed the model of the arm ``with``, if it is one model: with `earlier`. Halves of the holdout have a model each, and
+            neither was judged on all rows.
 
     Returns:
         The report; status ``not_testable`` with the reason where the rows cannot tell.
@@ -90,6 +95,8 @@ def lift(
     if config.ablation and vectors and scalars:
         extra |= {SCALARS: scalars, VECTORS: vectors}
     arms = {name: _fitted(sample, [*feature_columns, *columns], booster) for name, columns in extra.items()}
+    if keep is not None and earlier is not None:
+        keep(arms[WITH].final)
     return _judged(report, arms, sample, slices)
 
 
@@ -143,9 +150,9 @@ class _Sample:
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class _Arm:
     score_N: np.ndarray
-    features: int
+    final: Fitted  # the last fold's
     trees: list[int]
     gain: dict[str, float]
 
@@ -172,32 +179,32 @@ def _not_testable(sample: _Sample, report: DownstreamReport) -> str | None:
     return None
 
 
-def _fitted(sample: _Sample, columns: Sequence[str], booster: Booster) -> _Fitted:
+def _fitted(sample: _Sample, columns: Sequence[str], booster: Booster) -> _Arm:
     """Scores the judged rows by a model of the earlier days, or each half of the users by a model of the other half."""
     score_N = np.full(len(sample.label_N), np.nan)
     trees: list[int] = []
     gain: dict[str, float] = {}
-    width = 0
     for fold in range(1 if sample.earlier is not None else FOLDS):
         judged_N = np.ones(len(score_N), bool) if sample.earlier is not None else sample.fold_N == fold
         train = sample.earlier if sample.earlier is not None else sample.where(~judged_N)
-        score_N[judged_N], model, width = _boosted(train, sample.table.filter(pa.array(judged_N)), columns, booster)
-        trees.append(model.trees)
-        for name, value in model.importance().items():
+        score_N[judged_N], final = _boosted(train, sample.table.filter(pa.array(judged_N)), columns, booster)
+        trees.append(final.model.trees)
+        for name, value in final.model.importance().items():
             gain[name] = gain.get(name, 0.0) + value
-    return _Fitted(score_N, width, trees, gain)
+    return _Arm(score_N, final, trees, gain)
 
 
-def _boosted(train: _Sample, judged: pa.Table, columns: Sequence[str], booster: Booster) -> tuple[np.ndarray, Model, int]:
-    """Fits one model; returns its scores of `judged`, itself, and the width of its feature matrix."""
+def _boosted(train: _Sample, judged: pa.Table, columns: Sequence[str], booster: Booster) -> tuple[np.ndarray, Fitted]:
+    """Fits one model; returns its scores of `judged`, and itself."""
     encoder = Encoder.fit(train.table, columns)
     stop_N = train.stop_N if train.stop_N.any() else None
     model = booster.fit(encoder.encode(train.table), train.label_N, train.weight_N, stop_N, train.slate_N)
     features = encoder.encode(judged)
-    return model.predict(features), model, len(features.names)
+    days = sorted(set(train.table[DAY].to_pylist())) if DAY in train.table.column_names else []
+    return model.predict(features), Fitted(model, encoder, features.names, days)
 
 
-def _judged(report: DownstreamReport, arms: dict[str, _Fitted], sample: _Sample, slices: Sequence[str]) -> DownstreamReport:
+def _judged(report: DownstreamReport, arms: dict[str, _Arm], sample: _Sample, slices: Sequence[str]) -> DownstreamReport:
     rows = arrange(sample.user_N, weight_N=sample.weight_N)
     measured = {name: _metrics(arm.score_N, sample, rows, report.objective) for name, arm in arms.items()}
     lifts = {
@@ -208,7 +215,9 @@ def _judged(report: DownstreamReport, arms: dict[str, _Fitted], sample: _Sample,
     return dataclasses.replace(
         report,
         arms={
-            name: Arm(features=arm.features, trees=arm.trees, **{key: _interval(value, rows) for key, value in measured[name].items()})
+            name: Arm(
+                features=len(arm.final.features), trees=arm.trees, **{key: _interval(value, rows) for key, value in measured[name].items()}
+            )
             for name, arm in arms.items()
         },
         lift=lifts[WITH],
@@ -228,7 +237,7 @@ def _metrics(score_N: np.ndarray, sample: _Sample, rows: Rows, objective: str) -
     return found
 
 
-def _by_slice(arms: dict[str, _Fitted], sample: _Sample, slices: Sequence[str]) -> dict[str, dict[str, Interval]]:
+def _by_slice(arms: dict[str, _Arm], sample: _Sample, slices: Sequence[str]) -> dict[str, dict[str, Interval]]:
     """Calibration of the final score in every slice of at least `MIN_SLICE_ROWS` rows."""
     found: dict[str, dict[str, Interval]] = {}
     for column in slices:

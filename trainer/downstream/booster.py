@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -38,6 +39,10 @@ class Model(Protocol):
 
     def importance(self) -> dict[str, float]:
         """Returns the total gain of each feature."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Writes the library's own file, which scores as this model does."""
         ...
 
 
@@ -176,6 +181,9 @@ class _LightGBMModel:
         gain_F = self._fitted.feature_importance("gain", iteration=self.trees)
         return dict(zip(self._names, gain_F.tolist(), strict=True))
 
+    def save(self, path: Path) -> None:
+        self._fitted.save_model(path, num_iteration=self.trees)
+
 
 @dataclass(frozen=True)
 class CatBoost:
@@ -261,3 +269,6 @@ class _CatBoostModel:
         plain = [name for index, name in enumerate(self._names) if index not in set(self._categorical)]
         order = plain + [self._names[index] for index in self._categorical]
         return dict(zip(order, np.asarray(self._fitted.get_feature_importance(type="PredictionValuesChange")).tolist(), strict=True))
+
+    def save(self, path: Path) -> None:
+        self._fitted.save_model(str(path), format="cbm")

@@ -18,6 +18,7 @@ from trainer.schema.embeddings import wide_names
 NUMERIC = "numeric"
 CATEGORICAL = "categorical"
 VECTOR = "vector"
+KINDS = (NUMERIC, CATEGORICAL, VECTOR)
 
 _MAX_CODE = 1 << 24  # float32 holds every integer up to here
 

@@ -26,7 +26,7 @@ def lightgbm(model: str, threads: int, matrices: list[str]) -> None:
 
 def catboost(model: str, threads: int, matrices: list[str]) -> None:
     """Reads a CatBoost model, prints what it is, and scores each matrix."""
-    from catboost import CatBoost
+    from catboost import CatBoost, FeaturesData
 
     fitted = CatBoost()
     fitted.load_model(model, format="json" if model.endswith(".json") else "cbm")
@@ -37,9 +37,18 @@ def catboost(model: str, threads: int, matrices: list[str]) -> None:
         "categorical": [int(index) for index in fitted.get_cat_feature_indices()],
     }
     print(json.dumps(about))
+
+    def rows(matrix: str) -> object:
+        """Returns numbers as they are; codes of categories, which come last, as text."""
+        value_NF, first = np.load(matrix), len(about["names"]) - len(about["categorical"])
+        if not about["categorical"]:
+            return value_NF
+        codes_NC = np.nan_to_num(value_NF[:, first:], nan=-1).astype(np.int64).astype("S").astype(object)
+        return FeaturesData(np.ascontiguousarray(value_NF[:, :first]) if first else None, codes_NC)
+
     for matrix in matrices:
         form = "Probability" if loss in _PROBABILITY else "RawFormulaVal"
-        score = np.asarray(fitted.predict(np.load(matrix), prediction_type=form, thread_count=threads))
+        score = np.asarray(fitted.predict(rows(matrix), prediction_type=form, thread_count=threads))
         _write(matrix, score[:, 1] if score.ndim == 2 else score)
 
 

@@ -34,6 +34,13 @@ MEAN_MARGIN = 0.05  # relative change of the mean prediction
 NE_MARGIN = 0.005  # relative increase of NE
 AUC_MARGIN = 0.002  # loss of AUC
 
+REPLAY = "replay"
+JOINT = "joint"
+_WORDS = {
+    REPLAY: ("On the new features the", "frozen model"),
+    JOINT: ("Against production's model and features, the", "retrained final model"),
+}
+
 _THREADS = 1  # predicting is quick, and the library's threads wait by spinning
 _NUMBERS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_fixed_size_list)
 
@@ -58,22 +65,40 @@ def replay(model_path: Path, table: pa.Table, columns: Sequence[str], *, before:
         DataError: If the two tables do not hold the same rows.
     """
     model = _Frozen.read(model_path)
-    _check_rows(table, before, action)
+    check_rows(table, before, action)
     new, old = ripe(table, action), ripe(before, action)
-    new_N, old_N = model.scores([_matrix(model, side, columns) for side in (new, old)])
-    label_N = labels_of(new, action)
-    rows = arrange(hash_ids(new["user"]), weight_N=weights_of(new))
+    new_N, old_N = scores_by(model_path, [_matrix(model, side, columns) for side in (new, old)])
+    return differences(REPLAY, new, action, new_N, old_N, probabilities=model.objective == "binary")
+
+
+def differences(kind: str, table: pa.Table, action: str, new_N: np.ndarray, old_N: np.ndarray, *, probabilities: bool) -> list[Check]:
+    """Judges what becomes of the final scores of the same rows.
+
+    Args:
+        kind: ``replay`` (one model, new features) or ``joint`` (new model and new features); the prefix of the checks.
+        table: Rows with a ripe label: user, label_<action>, optional weight.
+        action: Action that is predicted.
+        new_N: Scores to come.
+        old_N: Scores of production.
+        probabilities: Whether both are; an order has no mean and no NE.
+
+    Returns:
+        Checks ``<kind>_mean``, ``<kind>_ne`` and ``<kind>_auc``; see `replay`.
+    """
+    lead, model = _WORDS[kind]
+    label_N = labels_of(table, action)
+    rows = arrange(hash_ids(table["user"]), weight_N=weights_of(table))
     lost = auc(old_N, label_N, rows).minus(auc(new_N, label_N, rows))
-    checks = [_check("replay_auc", action, lost, AUC_MARGIN, rows, "AUC of the frozen model falls by {:.4f}")]
-    if model.objective != "binary":
+    checks = [_check(f"{kind}_auc", action, lost, AUC_MARGIN, rows, f"{lead} AUC of the {model} falls by {{:.4f}}")]
+    if not probabilities:
         return checks
     moved = quotient(new_N, old_N, rows).log(rows)
     ne_new, ne_old = (normalised_loss("binary", score_N, label_N, rows) for score_N in (new_N, old_N))
     worse = ne_new.minus(ne_old)
     worse = Estimate(worse.value_G / ne_old.value_G, worse.influence_N / ne_old.value_G[rows.group_N])
     return [
-        _check("replay_mean", action, _absolute(moved), MEAN_MARGIN, rows, "mean prediction of the frozen model moves by {:.1%}"),
-        _check("replay_ne", action, worse, NE_MARGIN, rows, "NE of the frozen model rises by {:.2%}"),
+        _check(f"{kind}_mean", action, _absolute(moved), MEAN_MARGIN, rows, f"{lead} mean prediction of the {model} moves by {{:.1%}}"),
+        _check(f"{kind}_ne", action, worse, NE_MARGIN, rows, f"{lead} NE of the {model} rises by {{:.2%}}"),
         *checks,
     ]
 
@@ -100,7 +125,7 @@ def used_columns(model_path: Path, table: pa.Table, columns: Sequence[str]) -> l
 
 @dataclass(frozen=True)
 class _Frozen:
-    """The live model, known by what its file says about itself; only a child process ever loads it."""
+    """The live model, known by what its file says about itself; only a child process ever loads it (`scores_by`)."""
 
     path: Path
     objective: str
@@ -110,18 +135,23 @@ class _Frozen:
     def read(cls, path: Path) -> _Frozen:
         return _read_lightgbm(path) if path.suffix == ".txt" else _read_catboost(path)
 
-    def scores(self, matrices: list[np.ndarray]) -> list[np.ndarray]:
-        """Returns the scores of each matrix, float64 [N].
 
-        Raises:
-            CheckpointError: If the child that loads the model fails or dies.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / f"{index}.npy" for index in range(len(matrices))]
-            for path, value_NF in zip(paths, matrices, strict=True):
-                np.save(path, value_NF)
-            _child(self.path, paths)
-            return [np.load(path.with_name(f"{path.name}.scores.npy")) for path in paths]
+def scores_by(model_path: Path, matrices: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns the scores of each matrix by a model that a child process loads, float64 [N].
+
+    Args:
+        model_path: ``.txt``, ``.cbm`` or ``.json``.
+        matrices: float32 [N, F] in the model's order; CatBoost's categories last, as codes.
+
+    Raises:
+        CheckpointError: If the child that loads the model fails or dies.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{index}.npy" for index in range(len(matrices))]
+        for path, value_NF in zip(paths, matrices, strict=True):
+            np.save(path, value_NF)
+        _child(model_path, paths)
+        return [np.load(path.with_name(f"{path.name}.scores.npy")) for path in paths]
 
 
 def _child(model: Path, matrices: Sequence[Path]) -> str:
@@ -160,7 +190,12 @@ def _read_catboost(path: Path) -> _Frozen:
     return _Frozen(path, about["objective"], about["names"])
 
 
-def _check_rows(table: pa.Table, before: pa.Table, action: str) -> None:
+def check_rows(table: pa.Table, before: pa.Table, action: str) -> None:
+    """Refuses two tables that do not hold the same rows.
+
+    Raises:
+        DataError: If users or labels differ.
+    """
     for name in ("user", f"label_{action}"):
         check_columns(table, [name])
         check_columns(before, [name])
@@ -201,10 +236,10 @@ def _check(name: str, action: str, harm: Estimate, margin: float, rows: Rows, fi
     value, low, high = float(harm.value_G[0]), *(float(end_G[0]) for end_G in interval(harm, rows))
     asked = Check(
         name=name, family=FAMILY, action=action, margin=margin, n=int(rows.n_G[0]), outcome="not_testable",
-        sentence="The frozen model cannot be judged: one class, one user, or no ripe rows.",
+        sentence="The model behind the embeddings cannot be judged: one class, one user, or no ripe rows.",
     )  # fmt: skip
     if not np.isfinite([value, low, high]).all():
         return asked
     outcome = "fail" if low > margin else "pass" if high <= margin else "hold"
-    sentence = f"On the new features the {finding.format(value)} (tolerated: {margin:g}; interval {low:.4f} to {high:.4f})."
+    sentence = f"{finding.format(value)} (tolerated: {margin:g}; interval {low:.4f} to {high:.4f})."
     return dataclasses.replace(asked, estimate=value, low=low, high=high, outcome=outcome, sentence=sentence)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.release.registry import Registry
+from trainer.schema.downstream import FINAL, FINAL_FILE
 from trainer.schema.hashing import sha256_file, sha256_json
 from trainer.schema.verdict import PROMOTE, REJECT, Verdict
 
@@ -21,7 +22,7 @@ def stage_release(
 
     Args:
         registry: Where releases live.
-        run_dir: The run; holds the bundle, ``embeddings/`` and the reports.
+        run_dir: The run; holds the bundle, ``embeddings/``, ``downstream/`` and the reports.
         verdict: The gate's decision.
         as_of: Cut-off day.
         inputs_sha256: Identity of the question that was judged.
@@ -55,7 +56,7 @@ def stage_release(
 
 def _version(as_of: str, bundle_sha256: str, staged: Path) -> str:
     """Names a release by what it holds: one model judged twice, say by another policy, is two releases, each with its verdict."""
-    papers = {name: sha256_file(staged / name) for name in SEALED if (staged / name).exists()}
+    papers = {name: sha256_file(staged / name) for name in (*SEALED, f"{FINAL}/{FINAL_FILE}") if (staged / name).exists()}
     return f"{as_of}-{sha256_json([bundle_sha256, papers])[:10]}"
 
 
@@ -64,9 +65,9 @@ def _staged(run_dir: Path, bundle: str) -> Path:
     staged = run_dir / "staged"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
-    for source, name in ((run_dir / bundle, "bundle"), (run_dir / "embeddings", "embeddings"), (run_dir / "serving", "serving")):
-        if source.is_dir():
-            shutil.copytree(source, staged / name)
+    for source, name in ((bundle, "bundle"), ("embeddings", "embeddings"), ("serving", "serving"), (FINAL, FINAL)):
+        if (run_dir / source).is_dir():
+            shutil.copytree(run_dir / source, staged / name)
     for name in SEALED:
         if (run_dir / name).exists():
             shutil.copy2(run_dir / name, staged / name)

@@ -258,7 +258,7 @@ def downstream(run: Artefacts) -> DownstreamPart | None:
     if not report:
         return None
     if report.get("status") == "not_testable":
-        return DownstreamPart(f"Not testable: {report.get('reason') or 'no reason given'}.")
+        return DownstreamPart(f"Not testable: {report.get('reason') or 'no reason given'}. {report.get('final') or ''}".strip())
     arms, lifts = report.get("arms") or {}, report.get("lift") or {}
     rows = []
     for name, label, better in _LIFTED:
@@ -269,8 +269,8 @@ def downstream(run: Artefacts) -> DownstreamPart | None:
     shares = {str(name): finite(share) or 0.0 for name, share in (report.get("importance") or {}).items()}
     sentence = (
         f"A final model for {report.get('action')}, on {count(report.get('rows'))} rows of {count(report.get('users'))} users "
-        "that it was not trained on, without and with the exported features."
-    )
+        f"that it was not trained on, without and with the exported features. {report.get('final') or ''}"
+    ).strip()
     importance = [(name, percent(share), 100 * share) for name, share in list(shares.items())[:MOST_FEATURES]]
     ratios = {name: [_with_interval(entry.get(arm)) for arm in ("without", "with")] for name, entry in (report.get("slices") or {}).items()}
     return DownstreamPart(sentence, rows, importance, _ablation(report), [(name, *pair) for name, pair in ratios.items()])  # type: ignore[misc]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,14 +16,16 @@ import pyarrow.compute as pc
 
 from trainer.checkpoint import Bundle
 from trainer.days import DayPlan
+from trainer.errors import CheckpointError
 from trainer.job import Job
 from trainer.schema.absorb import AbsorbReport
+from trainer.schema.downstream import FINAL
 from trainer.schema.examples import ExamplesManifest, read_tail
 from trainer.schema.files import write_text
 from trainer.schema.hashing import sha256_json
 from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.predictions import LABEL, PRODUCTION, WEIGHT
-from trainer.schema.verdict import PROMOTE, Check, Verdict
+from trainer.schema.verdict import PROMOTE, Verdict
 from trainer.stages.judging import concatenated, slice_columns_of
 from trainer.stages.training import forget_others
 
@@ -78,9 +82,11 @@ def downstream(
     job: Job, examples: ExamplesManifest, days: DayPlan, evaluation: Evaluation, embeddings: EmbeddingManifest | None
 ) -> DownstreamReport | None:
     """Trains the model behind the embeddings with and without them, on rows whose labels the weights have not seen."""
+    final = job.run.path / FINAL
     if embeddings is None or not job.config.downstream.enabled:
+        shutil.rmtree(final, ignore_errors=True)  # of an earlier attempt with other settings: it must not be sealed
         return None
-    from trainer.downstream import assemble, join_tables, lift
+    from trainer.downstream import assemble, join_tables, lift, read_final, write_final
     from trainer.export import lookup
     from trainer.export.as_of import leak_free, read_as_of
     from trainer.schema.downstream import DownstreamReport
@@ -102,9 +108,12 @@ def downstream(
         slices = slice_columns_of(job, evaluation)
         for name in slices:
             table = table.append_column(name, evaluation.predictions[name])
-        report = lift(table, action, [*features, *joined], exported, settings, job.config.seed, earlier=earlier, slices=slices)
-        if settings.live is not None and job.production is not None:
-            report = replace(report, replay=_replayed(job, examples, days, evaluation, table, [*features, *joined, *exported], action))
+        columns, kind, space = [*features, *joined], settings.objective, embeddings.feature_space
+        shutil.rmtree(final, ignore_errors=True)
+        save = partial(write_final, final, library=settings.library, objective=kind, action=action, feature_space=space)
+        saved = save if settings.live is None else None
+        report = lift(table, action, columns, exported, settings, job.config.seed, earlier=earlier, slices=slices, keep=saved)
+        report = _with_final(job, embeddings, report, table, [*columns, *exported], partial(_before, job, examples, days, evaluation))
         write_text(out, json.dumps(as_plain(report), indent=1))
         return report
 
@@ -115,9 +124,12 @@ def downstream(
         return report.rows, f"NE of {action} with embeddings {ne.value:+.4f} [{ne.low:+.4f}, {ne.high:+.4f}] against without"
 
     def keep() -> DownstreamReport:
-        return from_plain(DownstreamReport, json.loads(out.read_text()))
+        report = from_plain(DownstreamReport, json.loads(out.read_text()))
+        if report.final_sha256 is not None and read_final(final).sha256 != report.final_sha256:
+            raise CheckpointError("the run's final model is not the one that was judged", where=final)
+        return report
 
-    key = [as_plain(settings), as_plain(embeddings), action, as_plain(days), job.config.export.as_of]
+    key = [as_plain(settings), as_plain(embeddings), action, as_plain(days), job.config.export.as_of, job.live]
     return job.run.stage("downstream", key, produce, keep, tell)
 
 
@@ -133,28 +145,61 @@ def _as_features(folder: Path, manifest: EmbeddingManifest, user_ND: np.ndarray,
     return user_ND, item_ND
 
 
-def _replayed(
-    job: Job, examples: ExamplesManifest, days: DayPlan, evaluation: Evaluation, table: pa.Table, columns: list[str], action: str
-) -> list[Check]:
-    """Replays the frozen live model on the new features against production's, on the same rows."""
-    from trainer.downstream import replay, used_columns
+def _with_final(
+    job: Job,
+    embeddings: EmbeddingManifest,
+    report: DownstreamReport,
+    table: pa.Table,
+    columns: list[str],
+    before: Callable[[Bundle, Path, pa.Table], pa.Table],
+) -> DownstreamReport:
+    """Judges the final model that is live, or the one to be, on the new features against production's, on the same rows.
+
+    Args:
+        job: The run; its folder `FINAL` holds the model trained in this run, and the one to be released afterwards.
+        embeddings: The new ones.
+        report: Without final model and replay.
+        table: The judged rows.
+        columns: Features, exported ones included.
+        before: Gives the rows what production exports for them.
+    """
+    from trainer.downstream import choose_final, first_final, replay, used_columns
+    from trainer.export import read_manifest
+
+    settings, out, live = job.config.downstream, job.run.path / FINAL, job.registry.production_path()
+    if settings.live is not None:
+        report = replace(report, final=f"The live final model is {settings.live}; whoever runs it releases it, so none is sealed here.")
+        if job.production is None or live is None:
+            return report
+        model, old = Path(settings.live), before(job.production, live, table)
+        return replace(report, replay=replay(model, table, used_columns(model, table, columns), before=old, action=report.action))
+    reason = report.reason or "no single model was judged, for want of earlier days (export.as_of)"
+    if job.production is None or live is None or not (live / FINAL).is_dir():
+        choice = first_final(out, reason)
+    else:
+        old, live_space = before(job.production, live, table), read_manifest(live / "embeddings").feature_space
+        choice = choose_final(
+            out, live / FINAL, table, old, report.action, space=embeddings.feature_space, live_space=live_space, reason=reason
+        )  # fmt: skip
+    return replace(report, replay=choice.checks, final=choice.sentence, final_sha256=choice.sha256)
+
+
+def _before(
+    job: Job, examples: ExamplesManifest, days: DayPlan, evaluation: Evaluation, production: Bundle, live: Path, table: pa.Table
+) -> pa.Table:
+    """Returns the judged rows with what production (its bundle, its release) exports for them in place of the new columns."""
     from trainer.downstream.assemble import with_exported
     from trainer.evaluate import RankerScorer
     from trainer.export import read_manifest
     from trainer.fit.train import partition, shard_keys
 
-    production, live = job.production, job.registry.production_path()
-    if production is None or live is None or job.config.downstream.live is None:
-        return []
     scorer, root = RankerScorer(production), Path(job.config.rebuild.root)
     parts = [scorer.score(*partition(root, examples, key), job.known_until_ms, items=True) for key in shard_keys(examples, days.holdout)]
     user_ND, item_ND = (np.concatenate([getattr(part, name) for part in parts])[evaluation.order_N] for name in ("user_ND", "item_ND"))
     user_ND, item_ND = _as_features(live / "embeddings", read_manifest(live / "embeddings"), user_ND, item_ND)
     scores = {name: np.concatenate([part.score_N[name] for part in parts])[evaluation.order_N] for name in parts[0].score_N}
     dot_N = np.concatenate([part.dot_N for part in parts])[evaluation.order_N]
-    before = with_exported(table, scores, dot_N, user_ND, item_ND)
-    model = Path(job.config.downstream.live)
-    return replay(model, table, used_columns(model, table, columns), before=before, action=action)
+    return with_exported(table, scores, dot_N, user_ND, item_ND)
 
 
 def absorb(

@@ -171,6 +171,13 @@ def test_one_model_judged_twice_is_two_releases_each_with_its_verdict(registry: 
     assert promoted["promoted"]
     assert promoted["version"] != held["version"]
     assert registry.aliases().production == promoted["version"]
+    for text in ("one", "two"):
+        (tmp_path / "run" / "downstream").mkdir(exist_ok=True)
+        (tmp_path / "run" / "downstream" / "model.json").write_text(text)
+        other = judged("PROMOTE")
+        assert other["version"] != promoted["version"], "another model behind the embeddings is another release"
+        assert (registry.production_path() / "downstream" / "model.json").read_text() == text
+        promoted = other
 
 
 def test_a_run_that_lost_the_race_is_sealed_not_live_and_judged_again(two: Registry, tmp_path: Path):

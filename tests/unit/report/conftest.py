@@ -255,7 +255,7 @@ def downstream() -> dict[str, Any]:
         "version": 1, "status": "ok", "reason": None, "action": "is_click", "rows": 16_000, "users": 2_800, "positives": 5_100,
         "arms": {"without": arm(24, 0.731, 0.869), "with": arm(153, 0.744, 0.851)},
         "lift": {"auc": {"value": 0.013, "low": 0.009, "high": 0.017}, "ne": {"value": -0.018, "low": -0.024, "high": -0.012}},
-        "importance": {"dot": 0.31, "item_rate": 0.2, "user_12": 0.04}, "seed": 0,
+        "importance": {"dot": 0.31, "item_rate": 0.2, "user_12": 0.04}, "seed": 0, "final": "The live final model stays.",
         "ablation": {
             "scalars": {"auc": {"value": 0.011, "low": 0.007, "high": 0.015}, "ne": {"value": -0.015, "low": -0.021, "high": -0.009}},
             "vectors": {"auc": {"value": 0.001, "low": -0.003, "high": 0.005}, "ne": {"value": 0.002, "low": -0.002, "high": 0.006}},

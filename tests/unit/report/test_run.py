@@ -120,6 +120,7 @@ def test_changes_show_old_and_new(runs: dict[str, Path]) -> None:
 def test_what_the_exported_features_are_worth_part_by_part_and_slice_by_slice(runs: dict[str, Path]) -> None:
     part = downstream(read_artefacts(runs["promote"]))
     assert part is not None
+    assert part.sentence.endswith("The live final model stays.")
     assert [row[0] for row in part.rows] == ["AUC", "NE", "predicted / observed"], "no metric that the arms have not"
     assert ("scores and dot product alone", "NE", "−0.0150 [−0.0210, −0.0090]", "better") in part.ablation
     assert ("vectors alone", "NE", "+0.0020 [−0.0020, +0.0060]", "even") in part.ablation

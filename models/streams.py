@@ -1,7 +1,7 @@
 """Chains of small operations side by side: a stream a thread, instead of all threads in every operation.
 
-An operation on a few hundred rows is over before a second thread has taken its half: two threads inside each of them cost 1.4 times
-the processor time of one (scripts/bench/RESULTS.md, "Threads"). A stream is a Python thread whose operations use no other thread.
+An operation on a few hundred rows is over before a second thread has taken its half: both then mostly wait for each other. A stream
+is a Python thread whose operations use no other thread.
 """
 
 from __future__ import annotations

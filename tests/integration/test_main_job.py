@@ -10,6 +10,7 @@ import pytest
 from tests.integration.conftest import configure
 from trainer import stages
 from trainer.checkpoint import read_bundle
+from trainer.fit.learner import Optimizers
 from trainer.pipeline import retrain, train
 from trainer.release import Registry
 from trainer.schema.predictions import CHALLENGER
@@ -207,3 +208,25 @@ def test_replay_that_trains_tables_shares_the_steps_of_the_new_day(history, simu
         new[tables] = [json.loads(line)["new"] for line in log]
     assert new["frozen"].count(False) / len(new["frozen"]) == pytest.approx(0.4, abs=0.05), "rows that stay need steps of their own"
     assert all(new["train"]) and len(new["train"]) == pytest.approx(len(new["frozen"]), rel=0.15)
+
+
+def test_what_production_did_not_have_learns_at_its_own_rate(history, simulated, tmp_path, monkeypatch):
+    """The rates that the optimizers of a grown night work with, as they were handed down from the plan of the transfer."""
+    folder, *_ = history
+    for name in ("registry", "examples"):
+        shutil.copytree(folder / name, tmp_path / name)
+    given = []
+
+    def noted(learner, config, fresh=None):
+        given.append((learner.ranker, fresh))
+        return Optimizers(learner, config, fresh)
+
+    monkeypatch.setattr("trainer.fit.task.Optimizers", noted)
+    grown = ("as_of=2026-03-07", "model.layers=2", "schedule.warm_factor=0.25", "schedule.fresh_factor=1")
+    train(configure(*arguments(simulated, tmp_path, "run", *grown)))
+    ranker, fresh = given[0]
+    slower = {name for name, _ in ranker.named_parameters() if name in fresh.shares}
+    added = {name for name, _ in ranker.named_parameters() if name.startswith("blocks.1.")}
+    assert fresh.rate == 4 and added and not slower & added
+    assert {name for name, _ in ranker.named_parameters() if name.startswith("blocks.0.")} <= slower
+    assert all(fresh.shares[name].eq(0.25).all() for name in slower if name.startswith("blocks.0."))

@@ -58,17 +58,24 @@ def take(shard: Shard, units_B: np.ndarray) -> Batch:
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Joins batches into one, their sequences one behind the other; `row_N` goes on naming rows of the shards they came from."""
+    """Joins batches into one, their sequences one behind the other; `row_N` goes on naming rows of the shards they came from.
+
+    Raises:
+        ValueError: If one batch has a field that another lacks: its values would be lost.
+    """
     if len(batches) == 1:
         return batches[0]
-    tokens, sequences = (np.cumsum([0, *(getattr(batch, name) for batch in batches)]) for name in ("tokens", "sequences"))
-    joined = {
-        field.name: torch.cat([getattr(batch, field.name) for batch in batches])
-        for field in fields(Batch)
-        if getattr(batches[0], field.name) is not None
-    }
-    offsets = [batch.offsets_S1[1:] + before for batch, before in zip(batches, tokens.tolist(), strict=False)]
-    of = [batch.target_sequence_N + before for batch, before in zip(batches, sequences.tolist(), strict=False)]
+    joined = {}
+    for name in (field.name for field in fields(Batch)):
+        values = [getattr(batch, name) for batch in batches]
+        lacking = sum(value is None for value in values)
+        if 0 < lacking < len(values):
+            raise ValueError(f"{lacking} of {len(values)} batches lack {name}")
+        if not lacking:
+            joined[name] = torch.cat(values)
+    tokens, sequences = (np.cumsum([0, *(getattr(batch, name) for batch in batches[:-1])]) for name in ("tokens", "sequences"))
+    offsets = [batch.offsets_S1[1:] + before for batch, before in zip(batches, tokens.tolist(), strict=True)]
+    of = [batch.target_sequence_N + before for batch, before in zip(batches, sequences.tolist(), strict=True)]
     joined |= {"offsets_S1": torch.cat([batches[0].offsets_S1[:1], *offsets]), "target_sequence_N": torch.cat(of)}
     return replace(batches[0], **joined)  # type: ignore[arg-type]
 

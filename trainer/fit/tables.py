@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from trainer.fit.rows import can_be_asked, rows_of
 
@@ -116,9 +117,8 @@ class TableOptimizer(torch.optim.Optimizer):
             return False
         old_VD, moving = table.detach().clone(), [table.detach(), *(state[key] for key in MOMENTS["adamw"])]
         kept = [values_VD.index_select(0, still_K) for values_VD in moving]
-        state["step"] += 1
-        torch._fused_adamw_(
-            moving[:1], [grad_VD], moving[1:2], moving[2:], [], [state["step"]], lr=group["lr"], beta1=group["betas"][0],
+        adamw(  # counts the step, too
+            moving[:1], [grad_VD], moving[1:2], moving[2:], [], [state["step"]], fused=True, lr=group["lr"], beta1=group["betas"][0],
             beta2=group["betas"][1], weight_decay=0.0, eps=_EPS, amsgrad=False, maximize=False,
         )  # fmt: skip
         for values_VD, kept_KD in zip(moving, kept, strict=True):

@@ -169,12 +169,20 @@ class _WithoutPandas:
 
 @cache
 def prepare_process() -> None:
-    """Prepares a process of its own for tasks: one thread, freed memory is kept, and no pandas.
+    """Prepares a process that serves nothing else: as `keep_memory`, and without pandas.
 
-    Tables of a hundred megabytes come and go; to fault their pages in again cost a fifth of a rebuild's processor time. Arrow imports
-    pandas, where it is installed, with the first array that it makes; no task needs it, and it takes half a second a process.
+    Arrow imports pandas, where it is installed, with the first array that it makes; no task needs it, and it takes half a second a process.
     """
     sys.meta_path.insert(0, _WithoutPandas())
+    keep_memory()
+
+
+@cache
+def keep_memory() -> None:
+    """Lets tasks run on one thread, and keeps the memory that they free.
+
+    Tables of a hundred megabytes come and go; to fault their pages in again cost a fifth of a rebuild's processor time.
+    """
     import pyarrow
 
     one_thread()
@@ -190,11 +198,8 @@ def _call_same_code(version: str, task: Task) -> Any:
     """Refuses to work on a node with other code: its files would differ and bear the same key."""
     if code_version() != version:
         raise ConfigError(
-            "a Ray node has another version of the code",
-            where=os.uname().nodename,
-            got=code_version()[:12],
-            expected=version[:12],
+            "a Ray node has another version of the code", where=os.uname().nodename, got=code_version()[:12], expected=version[:12],
             remedy="install the same version on every node",
-        )
-    prepare_process()
+        )  # fmt: skip
+    keep_memory()  # no more: a Ray worker may serve somebody else afterwards, who needs pandas
     return _call(task)

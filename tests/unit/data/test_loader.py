@@ -1,6 +1,7 @@
 """The loader hands over the plan's batches in order, from any step on, however many threads make them."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import models
 from tests.small import encoder, model_config, tables
 from trainer.data import ShardStore, plan_batches, take
+from trainer.data.batches import join
 from trainer.data.module import AHEAD, BatchModule, Loader
 from trainer.data.shards import ShardKey
 from trainer.errors import DataError
@@ -94,3 +96,14 @@ def test_replayed_units_in_a_batch_are_scored_as_they_would_be_alone(planned, ar
             together, alone = ranker(batch).output_NO, torch.cat([ranker(part).output_NO for part in parts])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
         assert torch.equal(batch.label_NA, torch.cat([part.label_NA for part in parts])) and batch.teacher_NA is None
+
+
+def test_batches_of_which_one_lacks_a_field_are_not_joined(planned):
+    store, plan = planned
+    part = plan.batches[0]
+    batch = take(store.read(part.key), part.units_B)
+    taught = replace(batch, teacher_NA=torch.zeros(len(batch.row_N), 1))
+    assert len(join([taught, taught]).teacher_NA) == 2 * len(batch.row_N)
+    for pair in ((batch, taught), (taught, batch)):
+        with pytest.raises(ValueError, match="1 of 2 batches lack teacher_NA"):
+            join(pair)

@@ -3,10 +3,11 @@
     python scripts/bench/peers.py --env replay=PYTHON --env rectools=PYTHON --data DIR --log ml-1m        # speed
     python scripts/bench/peers.py --env replay=PYTHON --data DIR --log ml-1m --quality 10 --arms replay   # HR@10, NDCG@10
 
-PYTHON is the interpreter of an environment of its own: `pip install torch==2.13.0 "replay-rec[torch]"`, or `"rectools[torch]"`. DIR holds
-ml-1m/, diginetica/ and kuairand/. Every tool gets the same file of sequences, cut to the last L + 1 events of a user, the same width,
-depth, heads, feed-forward width, dropout, loss (softmax over the whole catalogue), threads and malloc settings. All are started and
-warmed up, then they make rounds of steps in turn while the others wait: rounds of equal length, so no tool has the better minutes.
+PYTHON is the interpreter of an environment of its own: `pip install torch==2.13.0 "replay-rec[torch]"`, or `"rectools[torch]"`; pmixer's
+SASRec, in no registry, runs in any with torch and pyarrow (--env pmixer=PYTHON --pmixer CHECKOUT/python). DIR holds ml-1m/, diginetica/
+and kuairand/. Every tool gets the same file of sequences, cut to the last L + 1 events of a user, the same width, depth, heads,
+feed-forward width, dropout, loss (softmax over the whole catalogue; pmixer: one negative), threads and malloc settings. All are started
+and warmed up, then they make rounds of steps in turn while the others wait: rounds of equal length, so no tool has the better minutes.
 
 A position is an event and the event that came next, learned once. What a tool computes for padding, or for predicting a user's first
 event from nothing, counts for nobody. Every tool counts its own batches, and the mean is checked against the count of the file. rewarm
@@ -77,12 +78,13 @@ ARMS = [
     Arm("replay_bucketed", "replay", "replay_sasrec.py", "sasrec", bucketed=True, quality=True),
     Arm("rectools", "rectools", "rectools_models.py", "sasrec"),
     Arm("rectools_hstu", "rectools", "rectools_models.py", "hstu"),
+    Arm("pmixer", "pmixer", "pmixer_sasrec.py", "sasrec"),
 ]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a side is told. Paths are absolute; `scores` asks for quality, its absence for speed."""
+    """What a side is told. Paths are absolute; `scores` asks for quality, its absence for speed; `source` is a tool's checkout."""
 
     sequences: str
     questions: str
@@ -102,6 +104,7 @@ class Job:
     lr: float = 1e-3
     seed: int = 0
     overrides: list[str] = field(default_factory=list)
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--malloc", choices=["kept", "default"], default="kept", help="glibc's settings, the same for all")
     parser.add_argument("--quality", type=int, metavar="PASSES", help="train so many passes and judge, instead of timing")
     parser.add_argument("--overrides", nargs="*", default=[], help="settings of rewarm, such as optimizer.lr=0.001")
+    parser.add_argument("--pmixer", type=Path, metavar="FOLDER", help="with model.py and utils.py of github.com/pmixer/SASRec.pytorch")
     parser.add_argument("--out", type=Path, help="folder to keep; a temporary one otherwise")
     return parser.parse_args()
 
@@ -179,6 +183,7 @@ def job_of(arm: Arm, log: Log, arguments: argparse.Namespace, length: int, out: 
         scores=str(out / f"{arm.name}.npy") if arguments.quality else None, items=log.items, length=length, epochs=arguments.quality,
         batch=BATCH, batch_targets=same if arguments.targets == "same" else SHIPPED_TARGETS, model=arm.model, bucketed=arm.bucketed,
         threads=arguments.threads, overrides=arguments.overrides,
+        source=str(arguments.pmixer.absolute()) if arm.tool == "pmixer" and arguments.pmixer else None,
     )  # fmt: skip
 
 
@@ -279,6 +284,8 @@ def command(arm: Arm, job: Job, arguments: argparse.Namespace, out: Path) -> lis
     pythons = {"rewarm": sys.executable, **dict(pair.split("=", 1) for pair in arguments.env)}
     if arm.tool not in pythons:
         raise SystemExit(f"--env {arm.tool}=PYTHON is needed for {arm.name}")
+    if arm.tool == "pmixer" and job.source is None:
+        raise SystemExit("--pmixer FOLDER is needed for pmixer: the folder with its model.py and utils.py")
     file = out / f"{arm.name}.json"
     file.write_text(json.dumps(asdict(job)))
     return [pythons[arm.tool], str(SIDES / arm.side), str(file)]

@@ -1,7 +1,8 @@
 """A run's folder: which stages are done, under which key, and one line a stage on the console.
 
 A stage is kept when an earlier attempt with the same key finished it and its artefacts are still there; anything else is done
-again. So a run that was stopped at any stage goes on with the same command.
+again. So a run that was stopped at any stage goes on with the same command. What another version of the code finished is kept too,
+because a mended report must not cost the training before it, but the stage's line says so.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import yaml
 
 from trainer.errors import DataError, ExportError, RewarmError
 from trainer.schema.files import write_text
-from trainer.schema.hashing import sha256_json
+from trainer.schema.hashing import sha256_code, sha256_json
 from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.summary import StageRecord, Summary
 
 T = TypeVar("T")
+_CODE = ("trainer", "models")
 
 
 class RunDir:
@@ -63,25 +65,27 @@ class RunDir:
             ExportError: If the disk is full or refuses a write.
         """
         done = self.path / "stages" / f"{name}.json"
-        digest = sha256_json(as_plain(key))
+        mark = {"key": sha256_json(as_plain(key)), "code": sha256_code(*_CODE)}
         begin = time.perf_counter()
-        result, status = self._kept(done, digest, keep), "kept"
+        earlier = _mark(done)
+        result, status = self._kept(keep) if earlier["key"] == mark["key"] else None, "kept"
         if result is None:
+            earlier = mark
             done.unlink(missing_ok=True)
             with _disk_errors(self.path):
                 result, status = produce(), "done"
                 done.parent.mkdir(exist_ok=True)
-                write_text(done, json.dumps({"key": digest}))
+                write_text(done, json.dumps(mark))
         rows, detail = tell(result) if tell else (0, "")
+        if earlier["code"] not in ("", mark["code"]):
+            detail = f"{detail}; made by another version of the code: without {done} it is done again".lstrip("; ")
         self.records[name] = StageRecord(seconds=round(time.perf_counter() - begin, 2), rows=rows, status=status, detail=detail)
         say(name, self.records[name])
         return result
 
-    def _kept(self, done: Path, digest: str, keep: Callable[[], T] | None) -> T | None:
-        if keep is None or not done.exists():
-            return None
+    def _kept(self, keep: Callable[[], T] | None) -> T | None:
         try:
-            return keep() if json.loads(done.read_text())["key"] == digest else None
+            return keep() if keep else None
         except (OSError, ValueError, KeyError, RewarmError):
             return None  # a damaged leftover is no result: the stage is done again
 
@@ -97,6 +101,15 @@ class RunDir:
             return from_plain(Summary, json.loads((self.path / "summary.json").read_text()))
         except (OSError, ValueError, TypeError):
             return None
+
+
+def _mark(done: Path) -> dict[str, str]:
+    """Reads which key an earlier attempt finished a stage under, and by which code; empty where it did not or that is unreadable."""
+    try:
+        mark = json.loads(done.read_text())
+    except (OSError, ValueError):
+        mark = None
+    return {name: str(mark.get(name, "")) if isinstance(mark, dict) else "" for name in ("key", "code")}
 
 
 def say(name: str, record: StageRecord) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from trainer.rebuild.counters import resolve_counters
 from trainer.schema.features import CounterSpec, FeatureSpec
-from trainer.schema.hashing import sha256_json
+from trainer.schema.hashing import sha256_code, sha256_json
 from trainer.schema.logs import LogSpec
 from trainer.schema.plain import as_plain
 from trainer.schema.time import parse_duration
 
-_CODE = ("logs", "rebuild", "schema/expression.py", "schema/features.py", "schema/time.py")
+_CODE = ("trainer/logs", "trainer/rebuild", *(f"trainer/schema/{name}.py" for name in ("expression", "features", "time")))
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,6 @@ class Context:
         return sha256_json([code_version(), self.log_declaration, self.user_buckets, self.compression, *parts])
 
 
-@lru_cache(maxsize=1)
 def code_version() -> str:
     """Returns a hash of the code that decides what a rebuild writes; an edited kernel never reuses old files."""
-    folder = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for name in _CODE:
-        place = folder / name
-        for path in sorted(place.glob("*.py")) if place.is_dir() else [place]:
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    return sha256_code(*_CODE)

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ import numpy as np
 
 from trainer.scan.verify import Expected, FileReport, Inspection
 from trainer.schema.files import write_text
-from trainer.schema.hashing import sha256_json
+from trainer.schema.hashing import sha256_code, sha256_json
 from trainer.schema.health import CellRule
 from trainer.schema.logs import LogSpec
 from trainer.schema.plain import as_plain, from_plain
 
-_CODE = ("scan", "logs", "schema")  # packages whose code decides what a report says
+_CODE = ("trainer/scan", "trainer/logs", "trainer/schema")  # decides what a report says: what other code remembered is not believed
 _ARRAY = "@array"
 
 Signature = tuple[int, int]
@@ -52,7 +51,7 @@ class Store:
         declared = as_plain(spec)
         for name in ("root", "spec", "side_tables", "prior_history", "serving", "negatives"):
             declared.pop(name)
-        self._declared = sha256_json([_code_sha256(), declared])
+        self._declared = sha256_json([sha256_code(*_CODE), declared])
         self._index = self._root / "files" / f"{self._declared[:16]}.json" if self._root else None
         self._files = self._read_index()
 
@@ -109,15 +108,6 @@ class Store:
             return {path: from_plain(Known, entry) for path, entry in listed.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}  # a damaged index costs a night's reading, nothing else
-
-
-@cache
-def _code_sha256() -> str:
-    """Hashes the code that makes reports: what another version has remembered is not believed."""
-    root, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(path for name in _CODE for path in (root / name).glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _named(path: str, signature: Signature) -> str:

@@ -1,11 +1,14 @@
-"""Hashes of files and of plain values; the same values give the same hash on every machine."""
+"""Hashes of files, of plain values and of our code; the same values give the same hash on every machine."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+_PACKAGES = Path(__file__).parents[2]  # the folder that holds trainer/ and models/
 
 
 def sha256_file(path: Path) -> str:
@@ -22,3 +25,20 @@ def canonical_json(value: Any) -> str:
 def sha256_json(value: Any) -> str:
     """Returns the hex SHA-256 of `canonical_json`."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@cache
+def sha256_code(*names: str) -> str:
+    """Hashes source files, so that what other code has left behind is recognised.
+
+    Args:
+        names: Packages and modules as paths, such as ``trainer/logs`` or ``trainer/schema/time.py``; what lies below counts too.
+
+    Returns:
+        The hex SHA-256 over paths and bytes, read once a process.
+    """
+    digest = hashlib.sha256()
+    for place in (_PACKAGES / name for name in names):
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(f"{path.relative_to(_PACKAGES)}\0{sha256_file(path)}\0".encode())
+    return digest.hexdigest()

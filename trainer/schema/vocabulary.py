@@ -57,20 +57,21 @@ class Vocabulary:
         """Rows of the embedding table, reserved ones included."""
         return len(self.keys) + RESERVED_ROWS
 
-    def lookup(self, ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """Returns the row of each id: int64, OOV for unknown ids and nulls. The number 7 and the text 7 are one id."""
+    def lookup(self, ids: pa.Array | pa.ChunkedArray, dtype: type[np.signedinteger] = np.int64) -> np.ndarray:
+        """Returns the row of each id: `dtype`, OOV for unknown ids and nulls. The number 7 and the text 7 are one id."""
         if isinstance(ids, pa.ChunkedArray):
             ids = ids.combine_chunks()
         if not len(self.keys):
-            return np.full(len(ids), OOV_ROW, np.int64)
+            return np.full(len(ids), OOV_ROW, dtype)
         alike = ids.type == self.keys.type or (pa.types.is_integer(ids.type) and pa.types.is_integer(self.keys.type))
         common = self.keys.type if alike else pa.string()  # text is the one type that every id can be written in
-        asked, rows = ids.cast(common), np.full(len(ids), OOV_ROW, np.int64)
+        asked, rows = ids.cast(common), np.full(len(ids), OOV_ROW, dtype)
         for start in range(0, len(self.keys), _HASHED_KEYS):
             found = pc.index_in(asked, value_set=self.keys[start : start + _HASHED_KEYS].cast(common), skip_nulls=True)
             for first in range(0, len(found), _HASHED_KEYS):
                 place = np.asarray(pc.fill_null(found[first : first + _HASHED_KEYS], -1))
-                np.copyto(rows[first : first + len(place)], place + np.int64(start + RESERVED_ROWS), where=place >= 0)
+                np.copyto(rows[first : first + len(place)], place + dtype(start + RESERVED_ROWS), where=place >= 0)
+            del found  # as large as the answer: the next one is made while it would still live
         return rows
 
     def write(self, path: Path) -> None:

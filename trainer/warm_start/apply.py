@@ -160,7 +160,7 @@ def moved(
         zero = place.zero[start:stop] if dimension == 0 else place.zero
         if zero.any():
             out.index_fill_(dimension, torch.from_numpy(np.flatnonzero(zero)), 0.0)
-    index = places[0].index[start:stop]
+    index = places[0].index[start:stop].astype(np.int64, copy=False)
     kept = np.flatnonzero(index >= 0)
     kept = kept[np.argsort(index[kept], kind="stable")]  # ascending: a disk then reads forward
     for first in range(0, len(kept), BLOCK_ROWS):

@@ -166,7 +166,7 @@ def state_blocks(both: Pair, state: str, places: list[Place], read: Read, dtype:
         The rows, in order.
     """
     begin = begin_state(both, state, places, read)
-    free = [replace(place, zero=np.zeros(len(place.index), bool)) for place in places]
+    free = [replace(place, zero=np.broadcast_to(False, len(place.index))) for place in places]
     factors = [None if place.gradient is None else place.gradient ** STATES[state] for place in places]
     added = None if begin.rows is None else begin.new
     shape = [len(place.index) for place in places]

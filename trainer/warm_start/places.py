@@ -11,7 +11,7 @@ times, and what consumes them takes unequal shares that add up to one (Wang et a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ STREAMS = ("dim", "vector", "context")  # what blocks add to; the item vector is
 INNER = ("ffn", "head", "heads", "context_ffn")  # inside a block: produced by one weight, consumed by another
 APPENDED = ("rotary", "position")  # more of them changes nothing for what production could see
 KEYED = ("numeric", "output", "history_action")
+_ENTRIES = 1 << 20  # entries handled at once: beside millions of them, what numpy makes on the way is most of the memory
 _SELECTS = ("vocab:", "fixed", "numeric", "history_action", "position")  # a first axis that selects rows, so the second is produced
 
 
@@ -34,7 +35,7 @@ class Place:
     """One dimension of a tensor.
 
     Attributes:
-        index: int64 [entries of the target], entry of the source; -1 for new ones.
+        index: int64 or int32 [entries of the target], entry of the source; -1 for new ones.
         zero: bool [entries of the target], new entries that must be zero; other new ones are free.
         size: Entries of the source.
         weight: float64 [entries of the target], factor on values; None for 1.
@@ -54,7 +55,9 @@ class Place:
     @property
     def moves(self) -> bool:
         """Whether anything changes along this dimension."""
-        same = len(self.index) == self.size and np.array_equal(self.index, np.arange(self.size))
+        same = len(self.index) == self.size and all(
+            np.array_equal(part, np.arange(start, start + len(part))) for start, part in _parts(self.index)
+        )
         return not (same and self.weight is None)
 
     def move(self, axis: str) -> AxisMove:
@@ -67,8 +70,15 @@ class Place:
     def arrived(self) -> np.ndarray:
         """Returns bool [entries of the source]: which of them the target has."""
         mask = np.zeros(self.size + 1, bool)
-        mask[self.index] = True  # the -1 of new entries marks the one behind the last
+        for _, part in _parts(self.index):
+            mask[part] = True  # the -1 of new entries marks the one behind the last
         return mask[:-1]
+
+
+def _parts(index: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the parts of an index, each with the place of its first entry."""
+    for start in range(0, len(index), _ENTRIES):
+        yield start, index[start : start + _ENTRIES]
 
 
 @dataclass(frozen=True)
@@ -173,11 +183,11 @@ class Pair:
         arrived = traffic.sum(dtype=np.float64, where=kept[reserved:])
         coverage = float(arrived / total) if total > 0 else float(kept.mean()) if before else 1.0
         fill = self.new_ids if table else "init" if axis == "output" and self.new.endswith(".bias") else "zero"
-        zero = (index < 0) & (fill == "zero")
+        zero = index < 0 if fill == "zero" else np.broadcast_to(False, len(index))
         return Place(index, zero, before, fill=fill, coverage=coverage)
 
     def _by_key(self, axis: str, old_axis: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns int64 [target entries]: source entry of the same key, -1 for new keys; and the traffic of the source's keys."""
+        """Returns integers [target entries]: source entry of the same key, -1 for new keys; and the traffic of the source's keys."""
         if axis.startswith("vocab:"):
             old = self.source.vocabularies[old_axis[6:]]
             return self.target.rows_in(old, axis[6:]), old.count_V

@@ -55,7 +55,7 @@ def new_rows(both: Pair, index: np.ndarray, read: Read, noise: float, seed: int)
 
     Args:
         both: The table on both sides.
-        index: int64 [rows of the target], row of production, -1 for new ids.
+        index: Integers [rows of the target], row of production, -1 for new ids.
         read: Reads production's rows.
         noise: Noise, as a share of the trained rows' standard deviation.
         seed: Seed of the noise.

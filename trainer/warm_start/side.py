@@ -88,13 +88,15 @@ class Side:
         )
 
     def rows_in(self, old: Vocabulary, name: str) -> np.ndarray:
-        """Returns int64 [rows]: the row of each id of a vocabulary in production's, -1 for new ids; reserved rows keep their place.
+        """Returns int32 [rows]: the row of each id of a vocabulary in production's, -1 for new ids; reserved rows keep their place.
 
-        Matching millions of ids takes seconds, and weights and every moment ask for the same: it is done once.
+        Matching millions of ids takes seconds, and weights and every moment ask for the same: it is done once, and kept.
         """
         if name not in self.matched or self.matched[name][0] is not old:
-            rows = np.concatenate([np.arange(RESERVED_ROWS), old.lookup(self.vocabularies[name].keys)])
-            rows[RESERVED_ROWS:][rows[RESERVED_ROWS:] == OOV_ROW] = -1
+            found = old.lookup(self.vocabularies[name].keys, np.int32)
+            found[found == OOV_ROW] = -1
+            rows = np.concatenate([np.arange(RESERVED_ROWS, dtype=np.int32), found])
+            pa.default_memory_pool().release_unused()  # the tables of ids: several times what is kept
             rows.flags.writeable = False
             self.matched[name] = (old, rows)
         return self.matched[name][1]

@@ -19,9 +19,11 @@ zero, yesterday's values). Their misses and false alarms are what a team meets e
 Ray Data (``pip install rewarm[ray]``) and Hugging Face datasets (``pip install datasets``) are read where they are installed, and named
 where they are not. Each reader keeps one process; what it takes to start (Ray: a cluster) is within its deadline.
 
-``speed=true``: rows/s of the statistics pass on 32 columns; and what the loader that everything reads through (`trainer.logs.deliver`:
-whole-file hash, page checksums, types, treatment) costs beside plain pyarrow on the same columns: a made-up file of 32 columns, and a day
-of each real log in the folder REWARM_DATA (default ../shared/data), written again with page checksums. Processor time, one thread.
+``speed=true``: rows/s of the statistics pass on 32 columns; and what the loader that everything behind the scan reads through
+(`trainer.logs.deliver`: whole-file hash, UTF-8, types, treatment; the hash is that of the bytes whose page checksums scan has verified)
+costs beside plain pyarrow on the same columns: a made-up file of 32 columns, and a day of each real log in the folder REWARM_DATA
+(default ../shared/data), written again with page checksums. One thread: processor and wall time, in turns. Two cores: wall time of many
+files, pyarrow with its own threads on one after the other, ours in two processes of the rebuild, started before.
 """
 
 # ruff: noqa: E402
@@ -60,6 +62,7 @@ from trainer.logs.deliver import delivered
 from trainer.logs.hashing import combine, hash_ids
 from trainer.logs.layout import day_folder, discover_days
 from trainer.logs.roles import source_columns
+from trainer.rebuild.engines import ROWS_A_WORKER, LocalEngine, Task
 from trainer.scan import check_budget, scan, write_scan
 from trainer.scan.links import links
 from trainer.scan.states import column_state
@@ -305,25 +308,21 @@ def speed(folder: Path) -> None:
             column_state(column, user_N, not name.startswith("real"))
         links(features, user_N, item_N)
 
-    print(f"statistics: {len(wide) / best(statistics)[0]:,.0f} rows/s of {len(features)} columns on one core (processor time)\n")
-    heads = (
-        "one file",
-        "rows",
-        "columns",
-        "MB",
-        "plain, rows/s",
-        "cast to the log's types",
-        "all checks",
-        "share of plain",
-        "share of cast",
+    spent = turns(statistics, times=12)[0][:, 0].min()
+    print(f"statistics: {len(wide) / spent:,.0f} rows/s of {len(features)} columns on one core (processor time)\n")
+    print(
+        "| one file | rows | columns | MB | plain, rows/s | all checks, rows/s | share of plain: processor time, median [quartiles] "
+        "| one thread, wall | two cores, wall | beside plain and cast |"
     )
-    print(f"| {' | '.join(heads)} |")
-    print("|---" * 9 + "|")
-    for name, spec, table in [("made up", made_up_spec(), wide), *real_days()]:
-        print(reading(name, replace(spec, root=str(folder / "speed" / name)), table))
+    print("|---" * 10 + "|")
+    with ExitStack() as stack:
+        pool = LocalEngine(2)
+        stack.callback(pool.close)
+        for name, spec, table in [("made up", made_up_spec(), wide), *real_days()]:
+            print(reading(name, replace(spec, root=str(folder / "speed" / name)), table, pool), flush=True)
 
 
-def reading(name: str, spec: LogSpec, table: pa.Table) -> str:
+def reading(name: str, spec: LogSpec, table: pa.Table, pool: LocalEngine) -> str:
     """Reads one file plainly and as everybody behind the scan reads it; returns a line of the table."""
     path = Path(spec.root) / spec.layout.path / f"{spec.layout.partition}={DAY}" / "part-0.parquet"
     path.parent.mkdir(parents=True)
@@ -337,9 +336,37 @@ def reading(name: str, spec: LogSpec, table: pa.Table) -> str:
     def plain() -> pa.Table:
         return pq.ParquetFile(path).read(columns=columns, use_threads=False)
 
-    seconds = best(plain, lambda: plain().select(columns).cast(schema), lambda: delivered(spec, file, health, types))
-    cells = [name, f"{len(table):,}", len(columns), f"{len(data) / 1e6:.1f}", *(f"{len(table) / taken:,.0f}" for taken in seconds)]
-    return "| " + " | ".join(map(str, [*cells, *(f"{taken / seconds[2]:.0%}" for taken in seconds[:2])])) + " |"
+    tasks = (plain, lambda: delivered(spec, file, health, types), lambda: plain().select(columns).cast(schema))
+    plain_R, ours_R, cast_R = turns(*tasks, times=max(20, 1_000_000 // len(table)))
+    share_R = plain_R / ours_R
+    low, median, high = np.quantile(share_R[:, 0], (0.25, 0.5, 0.75))
+    rates = [f"{len(table) / np.median(taken_R[:, 0]):,.0f}" for taken_R in (plain_R, ours_R)]
+    shares = [f"{median:.0%} [{low:.0%}, {high:.0%}]", f"{np.median(share_R[:, 1]):.0%}"]
+    both = on_two_cores(spec, file, health, types, pool)
+    cells = [name, f"{len(table):,}", len(columns), f"{len(data) / 1e6:.1f}", *rates, *shares, f"{both:.0%}"]
+    return "| " + " | ".join(map(str, [*cells, f"{np.median(cast_R[:, 0] / ours_R[:, 0]):.0%}"])) + " |"
+
+
+def on_two_cores(spec: LogSpec, file: FileHealth, health: DayHealth, types: dict[str, str], pool: LocalEngine) -> float:
+    """Returns the share of plain's wall time: pyarrow reads file after file with its own threads, ours in the rebuild's two processes."""
+    count = 2 * ROWS_A_WORKER // file.rows + 8
+    tasks = [Task(rows_delivered, (spec, file, health, types), file.rows)] * count
+    list(pool.results(tasks))  # starts it
+
+    def plain() -> None:
+        for _ in tasks:
+            pq.ParquetFile(Path(spec.root) / file.path).read(columns=list(types))
+
+    own = pa.cpu_count()
+    pa.set_cpu_count(2)  # the one thread of all else here would hold for Arrow too
+    plain_R, ours_R = turns(plain, lambda: list(pool.results(tasks)), times=5)
+    pa.set_cpu_count(own)
+    return float(np.median(plain_R[:, 1] / ours_R[:, 1]))
+
+
+def rows_delivered(spec: LogSpec, file: FileHealth, health: DayHealth, types: dict[str, str]) -> int:
+    """Reads a file as a task of the rebuild does, and keeps it there."""
+    return len(delivered(spec, file, health, types))
 
 
 def made_up(rows: int) -> pa.Table:
@@ -373,15 +400,19 @@ def real_days() -> Iterator[tuple[str, LogSpec, pa.Table]]:
             print(f"{name} is not in {folder}", file=sys.stderr)
 
 
-def best(*tasks: Callable[[], Any], times: int = 12) -> list[float]:
-    """Processor time of the fastest of a few runs of each task; they take turns, so that a busy neighbour slows all of them."""
-    seconds: list[list[float]] = [[] for _ in tasks]
+def turns(*tasks: Callable[[], Any], times: int) -> list[np.ndarray]:
+    """Times tasks that take turns, so that a busy neighbour slows all of them.
+
+    Returns:
+        Processor and wall seconds of every run of each task: float64 [R, 2].
+    """
+    seconds: list[list[tuple[float, float]]] = [[] for _ in tasks]
     for _ in range(times):
         for task, taken in zip(tasks, seconds, strict=True):
-            begun = time.process_time()
+            spent, begun = time.process_time(), time.perf_counter()
             task()
-            taken.append(time.process_time() - begun)
-    return [min(taken) for taken in seconds]
+            taken.append((time.process_time() - spent, time.perf_counter() - begun))
+    return [np.array(taken) for taken in seconds]
 
 
 if __name__ == "__main__":

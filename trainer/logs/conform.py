@@ -77,12 +77,17 @@ def conform(table: pa.Table, types: Mapping[str, str], units: Mapping[str, str] 
         if name not in present:
             columns[name] = pa.nulls(len(table), ARROW_TYPES[wanted])
             continue
-        column = table[name].combine_chunks()
+        column = _joined(table[name])
         columns[name] = _ticks(column, units[name]) if _is_typed_time(column, wanted, name, units) else _cast(column, wanted)
         lost = columns[name].null_count - column.null_count
         if lost or (logical_type(column.type) != wanted and column.null_count < len(column)):
             findings.append(_finding(name, column, wanted, lost))
     return pa.table(columns), findings
+
+
+def _joined(column: pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Joins the chunks of a column; `combine_chunks` would copy a single one. Text beyond two gigabytes stays in chunks."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _finding(name: str, column: pa.Array, wanted: str, lost: int) -> Finding:

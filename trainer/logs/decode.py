@@ -1,7 +1,8 @@
-"""Decoding of one file's bytes: row group by row group, column by column, with page checksums verified.
+"""Decoding of one file's bytes: row group by row group, column by column.
 
 A file is read into memory once; hash and values come from the same bytes, so a file that is replaced meanwhile cannot mix,
-and nothing is memory-mapped (a truncated map kills the process).
+and nothing is memory-mapped (a truncated map kills the process). Page checksums are verified once, by scan; whoever reads later
+compares the hash of the whole file with that of the bytes that scan has verified, which proves every bit again.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from trainer.logs.pages import chunk_span, read_page
 DECODE_ERRORS = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError, UnicodeDecodeError)
 
 
-def open_parquet(data: bytes | pa.Buffer) -> pq.ParquetFile:
-    """Opens Parquet bytes with page checksums verified.
+def open_parquet(data: bytes | pa.Buffer, *, verified: bool = False) -> pq.ParquetFile:
+    """Opens Parquet bytes; reading verifies page checksums.
+
+    Args:
+        data: Bytes of the file.
+        verified: Whether that was done before, with these very bytes: then reading does not do it again.
 
     Raises:
         OSError, pyarrow.ArrowInvalid: If the footer is damaged.
     """
-    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=not verified)
 
 
 def read_csv(data: bytes | pa.Buffer) -> pa.Table:
@@ -44,10 +49,10 @@ def read_chunks(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.
 def healthy_rows(
     data: bytes | pa.Buffer, layout: str, columns: Iterable[str], masked: Iterable[tuple[int, str]], dropped: Iterable[int]
 ) -> pa.Table:
-    """Reads what scan left: dropped row groups are absent, masked chunks null.
+    """Reads what scan left: dropped row groups are absent, masked chunks null. Page checksums are not verified again.
 
     Args:
-        data: Bytes of the file, whose hash scan recorded.
+        data: The very bytes that scan has verified, by their hash.
         layout: ``parquet`` or ``csv``.
         columns: Source columns.
         masked: (row group, column) pairs.
@@ -61,13 +66,13 @@ def healthy_rows(
         if layout == "csv":
             table = read_csv(data)
             return table.select([name for name in wanted if name in table.column_names])
-        file = open_parquet(data)
+        file = open_parquet(data, verified=True)
+        masks, skip = set(masked), set(dropped)
+        if not masks and not skip:
+            return file.read(columns=wanted, use_threads=False)  # leaves out columns that are absent
         names = set(file.schema_arrow.names)  # a property that builds the schema each time
         present = [name for name in wanted if name in names]
-        masks, skip = set(masked), set(dropped)
         groups = [group for group in range(file.num_row_groups) if group not in skip]
-        if not masks and not skip:
-            return file.read(columns=present, use_threads=False)
         tables = [_with_nulls(file, group, present, masks) for group in groups]
         return pa.concat_tables(tables) if tables else file.schema_arrow.empty_table().select(present)
     except DECODE_ERRORS as error:

@@ -32,7 +32,9 @@ def treat(table: pa.Table, spec: LogSpec, rules: Sequence[CellRule], path: str) 
         The treated table, what was done, and the number of rows left out.
     """
     own = [rule for rule in rules if rule.file in (None, path) and rule.feature in table.column_names]
-    findings = []
+    findings: list[Finding] = []
+    if not own:
+        return table, findings, 0
     for rule in (rule for rule in own if rule.multiply is not None):
         table, finding = _repaired(table, rule)
         findings.append(finding)

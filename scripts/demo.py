@@ -1,4 +1,10 @@
-"""`make run`: simulates a month of logs, ships a first model cold, then a grown challenger warm-started from it."""
+"""`make run`: simulates a month of logs, ships a first model cold, then a grown challenger warm-started from it.
+
+    python scripts/demo.py [runs=DIR]
+
+Everything lies below DIR (default ``runs``); DIR/demo is emptied first. Takes a few minutes on two cores.
+exit codes: 0 both jobs completed, whatever the verdict; else that of the script that did not
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.errors import EXIT_DONE, EXIT_HOLD, EXIT_REJECT
+from trainer.errors import EXIT_DONE, EXIT_HOLD, EXIT_REJECT, ConfigError
 
 HERE = Path(__file__).resolve().parent
 COMPLETED = (EXIT_DONE, EXIT_REJECT, EXIT_HOLD)  # a verdict is a result, whatever it says
@@ -23,9 +30,22 @@ def call(script: str, *arguments: str) -> None:
         sys.exit(code)
 
 
+def folder(arguments: Sequence[str]) -> Path:
+    """Returns the folder given as ``runs=DIR``; prints the help, or refuses what is no argument, and ends the script."""
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        sys.exit(EXIT_DONE)
+    unknown = [argument for argument in arguments if not argument.startswith("runs=")]
+    if unknown:
+        error = ConfigError("unknown argument", where="command line", got=unknown[0], expected="runs=DIR")
+        print(f"rewarm: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    return Path(arguments[-1].removeprefix("runs=") if arguments else "runs")
+
+
 def main() -> None:
     """Runs the demo below the folder given as ``runs=DIR``."""
-    runs = Path(next((a.split("=", 1)[1] for a in sys.argv[1:] if a.startswith("runs=")), "runs"))
+    runs = folder(sys.argv[1:])
     demo = runs / "demo"
     shutil.rmtree(demo, ignore_errors=True)
     begin = time.perf_counter()

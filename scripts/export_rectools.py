@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rectools.models import SASRecModel, load_model
 
 
 def main() -> None:
@@ -26,6 +25,10 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    try:
+        from rectools.models import SASRecModel, load_model  # only here: --help is for those too who have yet to find that environment
+    except ImportError as error:
+        parser.error(f"RecTools cannot be imported here ({error}): run this file in the environment that trained the model")
     read = SASRecModel.load_from_checkpoint if arguments.checkpoint.suffix == ".ckpt" else load_model
     export(read(arguments.checkpoint), arguments.folder, arguments.probes, arguments.seed)
 

@@ -215,3 +215,12 @@ def test_help_is_quick_and_says_how(name):
     assert "exit codes" in result.stdout
     assert ("simulation:" in result.stdout) == (name == "simulate"), "only the groups that a script has"
     assert time.perf_counter() - begin < 20  # about one second on a quiet machine; generous for a busy one
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in (ROOT / "scripts").glob("*.py")} - set(SCRIPTS)))
+def test_scripts_without_a_configuration_explain_themselves_and_do_nothing_else(name, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--help"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"{name}.py" in result.stdout
+    assert not list(tmp_path.iterdir())

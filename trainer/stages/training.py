@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,17 +61,10 @@ def _train(job: Job, examples: ExamplesManifest, days: DayPlan, name: str, paren
     out = job.run.path / name
     # Production continued is what fresh data alone would give: nobody teaches it.
     config = job.config if name == "challenger" else replace(job.config, distill=DistillConfig())
-    start = partial(
-        train,
-        config,
-        Path(job.config.rebuild.root),
-        examples,
-        days,
-        parent,
-        out,
-        logger=logger(job.config.tracking, job.run.path),
-        **options,
-    )
+
+    def start() -> Trained:  # the tracker is asked for only where something is trained
+        root, tracker = Path(job.config.rebuild.root), logger(job.config.tracking, job.run.path)
+        return train(config, root, examples, days, parent, out, logger=tracker, **options)
 
     def tell(trained: Trained) -> tuple[int, str]:
         log, how = trained.log, "cold" if parent is None else "warm"

@@ -17,6 +17,8 @@ from trainer.schema.health import DayHealth
 from trainer.schema.logs import LogSpec
 from trainer.schema.time import DAY_MS, HOUR_MS, MINUTE_MS, day_end_ms, day_start_ms
 
+USER = "user"  # as counters name it
+
 
 @dataclass(frozen=True)
 class DayShare:
@@ -26,7 +28,8 @@ class DayShare:
         day: Business day.
         rows: Share of its rows that are used; 0 for a refused day, repeated deliveries not counted. Rows that are missed, such as
             those of lost hours, belong to the day.
-        cells: Feature of the log -> share of its cells that are not masked, where that is not all.
+        cells: Feature of the log, or ``user`` -> share of its cells that are not masked, where that is not all. A masked user is a
+            stranger: his rows count for everything but himself.
     """
 
     day: str
@@ -52,6 +55,8 @@ def day_share(spec: LogSpec, day: str, health: DayHealth) -> DayShare:
         masked = health.used if sources & set(health.masked_columns) else min(health.used, sum(lost.get(source, 0) for source in sources))
         if masked:
             cells[name] = 1.0 - masked / health.used
+    if strangers := min(health.used, lost.get(spec.user, 0)):
+        cells[USER] = 1.0 - strangers / health.used
     return DayShare(day, health.used / max(health.used + health.dropped + lost.get(None, 0), 1), cells)
 
 
@@ -110,19 +115,23 @@ class Calendar:
 
 
 def maskable_columns(counter: CounterSpec, spec: LogSpec) -> tuple[str, ...]:
-    """Returns the features of the log that a counter reads: their cells can be masked, those of ids and labels cannot."""
+    """Returns the features of the log that a counter reads, and ``user``: their cells can be masked, those of items and labels cannot."""
     names = {*counter.entity, *(counter.parent or []), counter.of}
-    return tuple(sorted(name for name in names if name in spec.features))
+    return tuple(sorted(name for name in names if name in spec.features or name == USER))
 
 
 def coverage_features(counters: Iterable[CounterSpec], spec: LogSpec) -> dict[str, tuple[int, tuple[str, ...]]]:
     """Returns coverage feature -> window (ms) and the maskable columns it is about, shortest window first.
 
-    Every window has one for the rows of the log (``coverage_7d``), and one for each set of maskable columns that a counter with
-    this window reads (``coverage_7d_tab``).
+    Every window has one for the rows of the log (``coverage_7d``), and one for each set of features that a counter with this window
+    reads (``coverage_7d_tab``). Strangers are in none: they are rare, and only the floor knows them.
     """
-    groups = {(counter.window_ms, columns) for counter in counters for columns in ((), maskable_columns(counter, spec))}
+    groups = {(counter.window_ms, columns) for counter in counters for columns in ((), _features_read(counter, spec))}
     return {"_".join(["coverage", _duration_name(window), *columns]): (window, columns) for window, columns in sorted(groups)}
+
+
+def _features_read(counter: CounterSpec, spec: LogSpec) -> tuple[str, ...]:
+    return tuple(name for name in maskable_columns(counter, spec) if name in spec.features)
 
 
 def floor_of(counter: CounterSpec, default: float) -> float:

@@ -65,7 +65,7 @@ class Oracle:
 
     def _masked(self, counter: CounterSpec, time: int) -> bool:
         floor = self._floor if counter.coverage_floor is None else counter.coverage_floor
-        read = {*counter.entity, *(counter.parent or []), counter.of or ""} & set(self._spec.features)
+        read = {*counter.entity, *(counter.parent or []), counter.of or ""} & {*self._spec.features, "user"}
         begins = day_start_ms(self._days[0].day, self._spec.timezone)
         possible = min(counter.window_ms, max(0, time - begins)) / counter.window_ms
         return self.coverage(time, counter.window_ms, sorted(read)) < floor * possible

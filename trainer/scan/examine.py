@@ -76,7 +76,8 @@ def examine_day(
         config: Policy.
     """
     roles = monitored(spec, types)
-    watch = Watch(memory.history, day, roles, types, id_columns(spec), spec.user, _HALF * _DETECTORS * len(roles), config.bot_share)
+    tests = _HALF * _DETECTORS * len(roles)
+    watch = Watch(memory.history, day, roles, types, id_columns(spec), spec.user, spec.item, tests, config.bot_share)
     mixed = _mixed(watch, reports)
     state = day_state([_without(report.state, {one.feature for one in mixed if one.file == report.file.path}) for report in reports])
     explained = {fault.feature for report in reports for fault in report.faults if fault.action in ("mask", "quarantine_group")}

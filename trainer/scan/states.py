@@ -24,6 +24,7 @@ _SHIFT = 20  # of 32 bits: sign, 8 of exponent and 3 of mantissa remain
 _NEGATIVE, _INFINITE = CELLS // 2, 0x7F8
 _SAMPLE = 4_096  # rows in which frequent values are looked for
 _FREQUENT = 6
+_OWNED_SAMPLE = 512  # rows of a frequent value in which its item is looked for
 _LEAST_SHARE = 0.01
 _IDS, _PAIRS = 4_096, 4_096  # sampled ids and rows of sampled users, at most about
 
@@ -40,6 +41,7 @@ class ColumnState:
         minimum: Smallest finite number; 0 for text.
         maximum: Largest finite number.
         top: Frequent values, as text -> rows.
+        owners: Value of `top` -> the item, as text, that most of its rows have, and about how many; of measures only.
         level: Ids are kept whose hash has this many leading zero bits.
         id_K: Hashes of kept ids, ascending; none for columns that hold no ids.
         id_rows_K: Rows of each.
@@ -56,6 +58,7 @@ class ColumnState:
     minimum: float = 0.0
     maximum: float = 0.0
     top: dict[str, int] = field(default_factory=dict)
+    owners: dict[str, tuple[str, int]] = field(default_factory=dict)
     level: int = 0
     id_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     id_rows_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -97,13 +100,14 @@ class ColumnState:
         return self.top.get(value, 0) / self.valid if self.valid else 0.0
 
 
-def column_state(column: pa.Array, user_N: np.ndarray, ids: bool) -> ColumnState:
+def column_state(column: pa.Array, user_N: np.ndarray, ids: bool, items: pa.Array | None = None) -> ColumnState:
     """Summarises one column.
 
     Args:
         column: int64, float64, string or bool (as `trainer.logs.conform` leaves them).
         user_N: uint64 hashes of the rows' users.
         ids: Whether values are ids or categories, whose overlap between days means something.
+        items: The rows' items, to tell who brings the frequent values of a measure; None asks no such thing.
     """
     nulls = column.null_count
     valid_N = None if not nulls else np.asarray(column.is_valid())
@@ -112,14 +116,16 @@ def column_state(column: pa.Array, user_N: np.ndarray, ids: bool) -> ColumnState
     value_N = _plain(column)
     if valid_N is not None:
         value_N, user_N = value_N[valid_N], user_N[valid_N]
+        items = None if items is None else items.filter(pa.array(valid_N))
     cell_C, count_C = _cells(value_N)
     finite = value_N if value_N.dtype.kind == "i" else value_N[np.isfinite(value_N)]
     level, id_K, id_rows_K = _kept(_mixed(value_N), _IDS) if ids else (0, *_NO_IDS)
     pair_level, rows_N = _sampled_users(user_N, _PAIRS)
     pairs = _pairs(user_N[rows_N], _mixed(value_N[rows_N]))
+    top, owners = _frequent(value_N, items)
     return ColumnState(
         len(column), nulls, cell_C, count_C, float(finite.min()) if len(finite) else 0.0, float(finite.max()) if len(finite) else 0.0,
-        _frequent(value_N), level, id_K, id_rows_K, pair_level, *pairs,
+        top, owners, level, id_K, id_rows_K, pair_level, *pairs,
     )  # fmt: skip
 
 
@@ -129,10 +135,14 @@ def merged(states: Sequence[ColumnState]) -> ColumnState:
         return states[0]
     dense = np.zeros(CELLS, np.int64)
     top: dict[str, int] = {}
+    owners: dict[str, tuple[str, int]] = {}
     for state in states:
         dense[state.cell_C] += state.count_C
         for value, count in state.top.items():
             top[value] = top.get(value, 0) + count
+        for value, (item, count) in state.owners.items():
+            known, before = owners.get(value, (item, 0))
+            owners[value] = (item, before + count) if known == item else max((known, before), (item, count), key=lambda owner: owner[1])
     full = [state for state in states if state.valid] or list(states)
     level, pair_level = max(state.level for state in full), max(state.pair_level for state in full)
     id_K, id_rows_K = _union([(state.id_K, state.id_rows_K) for state in full], level)
@@ -143,7 +153,7 @@ def merged(states: Sequence[ColumnState]) -> ColumnState:
     pair_P, first_P, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     return ColumnState(
         sum(state.rows for state in states), sum(state.nulls for state in states), np.flatnonzero(dense).astype(np.uint16),
-        dense[dense > 0], min(state.minimum for state in full), max(state.maximum for state in full), top, level, id_K, id_rows_K,
+        dense[dense > 0], min(state.minimum for state in full), max(state.maximum for state in full), top, owners, level, id_K, id_rows_K,
         pair_level, users[first_P], pair_P, np.bincount(inverse, rows, len(pair_P)).astype(np.int64),
     )  # fmt: skip
 
@@ -203,18 +213,29 @@ def _cells(value_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cells.astype(np.uint16), dense[cells]
 
 
-def _frequent(value_N: np.ndarray) -> dict[str, int]:
-    """Counts the values that a sample shows to be frequent."""
+def _frequent(value_N: np.ndarray, items: pa.Array | None) -> tuple[dict[str, int], dict[str, tuple[str, int]]]:
+    """Counts the values that a sample shows to be frequent, and finds the items that own them."""
     if not len(value_N):
-        return {}
+        return {}, {}
     sample = value_N[:: max(len(value_N) // _SAMPLE, 1)]
     values, counts = np.unique(sample, return_counts=True)
     best = np.argsort(-counts, kind="stable")[:_FREQUENT]
-    return {
-        as_text(value): int(np.count_nonzero(value_N == value))
-        for value in values[best[counts[best] >= max(_LEAST_SHARE * len(sample), 2)]].tolist()
-        if value == value
-    }
+    top, owners = {}, {}
+    for value in values[best[counts[best] >= max(_LEAST_SHARE * len(sample), 2)]].tolist():
+        if value == value:
+            row_M = np.flatnonzero(value_N == value)
+            top[as_text(value)] = len(row_M)
+            if items is not None and (owner := _owner(items, row_M)) is not None:
+                owners[as_text(value)] = owner
+    return top, owners
+
+
+def _owner(items: pa.Array, row_M: np.ndarray) -> tuple[str, int] | None:
+    """Returns the item that most of some rows have, and in about how many of them; from a sample of these rows."""
+    chosen = items.take(pa.array(row_M[:: max(len(row_M) // _OWNED_SAMPLE, 1)])).value_counts()
+    most = int(np.argmax(chosen.field("counts").to_numpy()))
+    share = chosen.field("counts")[most].as_py() / max(sum(chosen.field("counts").to_pylist()), 1)
+    return (str(chosen.field("values")[most].as_py()), round(share * len(row_M))) if share > 0.5 else None
 
 
 def _text_state(column: pa.Array, valid_N: np.ndarray | None, user_N: np.ndarray, ids: bool) -> ColumnState:

@@ -105,7 +105,8 @@ def file_state(spec: LogSpec, types: Mapping[str, str], day: str, conformed: pa.
     if not len(events):
         return FileState()
     conformed = conformed.combine_chunks()
-    user_N, item_N = value_hashes(_column(conformed, spec.user)), value_hashes(_column(conformed, spec.item))
+    items = _column(conformed, spec.item)
+    user_N, item_N = value_hashes(_column(conformed, spec.user)), value_hashes(items)
     watched, ids = monitored(spec, types), id_columns(spec)
     columns = {name: _column(conformed, name) for name in watched}
     actions = binary_actions(spec)
@@ -117,7 +118,7 @@ def file_state(spec: LogSpec, types: Mapping[str, str], day: str, conformed: pa.
     step = max(len(events) // COUNTED_ROWS, 1)
     return FileState(
         rows=len(events),
-        columns={name: column_state(column, user_N, name in ids) for name, column in columns.items()},
+        columns={name: column_state(column, user_N, name in ids, None if name in ids else items) for name, column in columns.items()},
         hour_H=np.bincount(hour_N[own_N], minlength=HOURS),
         label_hours={name: _by_hour(label_N[own_N], hour_N[own_N]) for name, label_N in labels.items()},
         inversions=float(np.mean(np.diff(event_N) < 0)) if len(event_N) > 1 else 0.0,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -26,6 +27,7 @@ _UNIT = 1.5  # octaves: a factor of about three
 _SPREAD = 0.6  # octaves by which the spread of a column in another unit may differ
 _FAR_ID = 3  # octaves above the largest id seen
 _SWAP_FAR, _SWAP_NEAR = 0.5, 0.25  # total variation between distributions
+_OWNED = 0.9  # of a value's rows, and of the item's: then the value is the item's
 _SENTINELS = (
     "-1",
     "-99",
@@ -60,6 +62,7 @@ class Watch:
         types: Source column -> logical type.
         ids: Columns that hold ids or categories.
         user: Column of the user.
+        item: Column of the item.
         tests: Tests that share the day's budget of false alarms.
         bot_share: Share of the rows above which one user is a bot.
     """
@@ -70,6 +73,7 @@ class Watch:
     types: Mapping[str, str]
     ids: set[str]
     user: str
+    item: str
     tests: int
     bot_share: float
 
@@ -83,7 +87,8 @@ def examine(watch: Watch, columns: Mapping[str, ColumnState]) -> list[Suspicion]
     for name, state in columns.items():
         if name in found or not state.rows or len(watch.history.of_column(name)) == 0:
             continue
-        detectors = (collapsed, foreign_ids) if watch.roles[name] == KEY else (nulls, frozen, other_unit, new_value)
+        sentinel = partial(new_value, items=columns.get(watch.item))
+        detectors = (collapsed, foreign_ids) if watch.roles[name] == KEY else (nulls, frozen, other_unit, sentinel)
         suspicion = next((one for detector in detectors if (one := detector(watch, name, state)) is not None), None)
         if suspicion is not None:
             found[name] = suspicion
@@ -123,15 +128,30 @@ def frozen(watch: Watch, name: str, state: ColumnState) -> Suspicion | None:
     return None
 
 
-def new_value(watch: Watch, name: str, state: ColumnState) -> Suspicion | None:
-    """A frequent value that no healthy day had: a sentinel. (In another unit every value is new, so that is asked first.)"""
+def new_value(watch: Watch, name: str, state: ColumnState, items: ColumnState | None) -> Suspicion | None:
+    """A frequent value that no healthy day had: a sentinel. (In another unit every value is new, so that is asked first.)
+
+    A sentinel is found with many items. A value that is found with one, which is as new as the value and always has it, belongs to that
+    item: a hit of the day. Where such a value is called like a sentinel, the hit's features were not there yet.
+    """
     for value, count in state.top.items():
         share, past = count / max(state.valid, 1), [(day, one.share_of(value)) for day, one in watch.history.of_column(name)]
         if share < _NEW_SHARE or max(before for _, before in past) > _RARE or (name in watch.ids and value not in _SENTINELS):
             continue
+        if items is not None and value not in _SENTINELS and _of_a_new_item(watch, state, value, items):
+            continue
         if _strange_share(watch, share, [(day, share_scale(before)) for day, before in past], state.valid):
             return Suspicion("sentinel_spike", f"{share:.1%} of cells are {value}, which no healthy day has", count, name, values=[value])
     return None
+
+
+def _of_a_new_item(watch: Watch, state: ColumnState, value: str, items: ColumnState) -> bool:
+    """Tells whether nearly all rows of a value have one item, which nearly always has the value, and no healthy day knew that item well."""
+    item, rows = state.owners.get(value, ("", 0))
+    past = [one for _, one in watch.history.of_column(watch.item)]
+    if not past or max(one.share_of(item) for one in past) > _RARE:
+        return False
+    return rows >= _OWNED * state.top[value] and rows >= _OWNED * items.top.get(item, state.rows)
 
 
 def other_unit(watch: Watch, name: str, state: ColumnState) -> Suspicion | None:

@@ -42,16 +42,16 @@ def _masking(lab, monkeypatch, day):
     return scanned
 
 
-def _check(lab, log, root, health, floor=0.5):
+def _check(lab, log, root, health, floor=0.5, features=FEATURES):
     """Every feature of every row equals the oracle's, which walks over days and events one by one."""
     used = [day for day, state in health.days.items() if state.status != "refused"]
-    context = Context(log, FEATURES, str(root), 3, 2, "zstd", 5, 1 << 60, floor)
+    context = Context(log, features, str(root), 3, 2, "zstd", 5, 1 << 60, floor)
     manifest = read_manifest(root)
     shares = [day_share(log, day, state) for day, state in health.days.items()]
-    oracle = Oracle(read_many(context, used, range(3), COLUMNS), log, COUNTERS, shares, floor)
+    oracle = Oracle(read_many(context, used, range(3), COLUMNS), log, features.counters, shares, floor)
     rows = {day: lab.rows_of(root, manifest, day) for day in used}
     for day in used:
-        compare(rows[day], oracle, coverage_features(COUNTERS.values(), log), day)
+        compare(rows[day], oracle, coverage_features(features.counters.values(), log), day)
     return rows
 
 
@@ -73,6 +73,42 @@ def test_a_masked_feature_day_lowers_the_windows_that_contain_it_and_no_others(l
     assert early["feature_tab_views_6h_always"].null_count < len(early), "its own floor is 0"
     tabs = late["feature_tab"].null_count
     assert late["feature_item_tab_views_1d"].null_count == tabs, "the window has passed the masked day"
+
+
+def test_a_day_of_strangers_is_missing_to_counters_of_users_and_to_no_others(lab, tmp_path, monkeypatch):
+    days = lab.write_log(tmp_path / "log", days=5)
+    log, honest = lab.spec(tmp_path / "log"), lab.scanned
+
+    def scanned(log, days):
+        health = honest(log, days)
+        state = health.days[days[1]]
+        state.faults.append(
+            Fault(kind="id_collapse", day=days[1], feature=log.user, rows=state.used * 9 // 10, action="mask", evidence="strangers")
+        )
+        return health
+
+    monkeypatch.setattr(lab, "scanned", scanned)
+    counters = {
+        "user_views_1d": CounterSpec(kind="count", entity=["user"], window="1d"),
+        "user_tab_rate_1d": CounterSpec(kind="rate", entity=["user", "tab"], action="click", window="1d", prior=2),
+        "tab_users_1d": CounterSpec(kind="distinct", entity=["tab"], of="user", window="1d"),
+        "tab_views_1d": CounterSpec(kind="count", entity=["tab"], window="1d"),
+    }
+    features = FeatureSpec(counters=counters, calendar=False)
+    lab.build(log, tmp_path / "out", features=features, as_of_day="2024-06-01")
+    rows = _check(lab, log, tmp_path / "out", scanned(log, days), features=features)
+    noon = day_start_ms(days[2], lab.ZONE) + 43_200_000
+    early, late = (rows[days[2]].filter(pa.array(when)) for when in _around(rows[days[2]]["request_time"].to_numpy(), noon, 7_200_000))
+    assert len(early) > 10 < len(late)
+    for name in ("user_views_1d", "user_tab_rate_1d", "tab_users_1d"):
+        assert early[f"feature_{name}"].null_count == len(early), name
+    assert late["feature_user_views_1d"].null_count == 0, "more than half of the window has its users"
+    assert early["feature_tab_views_1d"].null_count == early["feature_tab"].null_count, "rows of strangers are rows"
+    assert np.nanmin(early["feature_coverage_1d"].to_numpy()) > 0.9
+
+
+def _around(time_N, instant, apart):
+    return time_N < instant - apart, time_N > instant + apart
 
 
 def test_a_refused_day_is_no_part_of_the_window(lab, tmp_path):
@@ -140,6 +176,8 @@ def test_shares_of_a_day_come_from_its_faults(lab, tmp_path):
     share = day_share(log, "d", state)
     assert share.rows == 0.75 and share.cells == {"tab": pytest.approx(0.8)}, "duplicates are no loss, told cells are none either"
     assert share.of(["tab"]) == pytest.approx(0.6) and share.of(["price"]) == 0.75
+    strange = Fault(kind="id_collapse", feature=log.user, rows=60, **fault)
+    assert day_share(log, "d", replace(state, faults=[strange])).cells == {"user": pytest.approx(0.6)}
     hole = Fault(kind="missing_hours", rows=100, **fault)
     assert day_share(log, "d", replace(state, faults=[*faults, hole])).rows == 0.5, "rows of lost hours are missed"
     let_go = replace(hole, action="count")
@@ -154,7 +192,7 @@ def test_damage_in_several_columns_adds_up_to_no_less_than_nothing():
 def test_only_columns_of_the_log_can_be_masked(lab, tmp_path):
     log = lab.spec(tmp_path)
     crossed = CounterSpec(kind="rate", entity=["user", "author"], action="click", parent=["tab"])
-    assert maskable_columns(crossed, log) == ("tab",)
+    assert maskable_columns(crossed, log) == ("tab", "user")
     assert list(coverage_features(COUNTERS.values(), log)) == [
         "coverage_6h",
         "coverage_6h_tab",

@@ -91,6 +91,56 @@ def test_a_hit_item_in_another_unit_is_no_sentinel(judge):
     assert only(health, "unit_change", "price") and health.days[LAST].masked_columns == ["price"]
 
 
+def a_hit(share=0.12, item=999, whole=1.0, **values):
+    """An item of the day in so many of the rows, and what its features are in so many of these."""
+    hit = np.random.default_rng(8).random(ROWS) < share
+    there = hit & (np.random.default_rng(9).random(ROWS) < whole)
+
+    def change(table):
+        table = with_column(table, "item", np.where(hit, item, table["item"].to_numpy()))
+        for name, value in values.items():
+            table = with_column(table, name, np.where(there, value, table[name].to_numpy()))
+        return table
+
+    return change
+
+
+def test_a_new_hit_brings_its_own_values_and_none_of_them_is_a_sentinel(judge, root):
+    health = judge({LAST: a_hit(length=777.0, price=123.25)})
+    assert not found(health) and health.days[LAST].status == "ok" and not health.days[LAST].rules
+    assert read(root, health)["length"].to_pylist().count(777.0) > 0.1 * ROWS
+
+
+def test_a_new_hit_hides_no_sentinel(judge, root):
+    """Beside a hit with a price of its own, a tenth of the other rows lost theirs."""
+    lost = RNG.random(ROWS) < 0.1
+    hit = a_hit(length=777.0, price=123.25)
+    health = judge({LAST: lambda table: column("price", lambda x: np.where(lost, 555.5, x))(hit(table))})
+    assert only(health, "sentinel_spike", "price").rows == lost.sum() == read(root, health)["price"].null_count
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        a_hit(item=7, price=123.25),  # an item of every day: it had prices
+        a_hit(price=-1.0),  # as new as the item, but no price: its features were not there yet
+        a_hit(share=0.2, whole=0.6, price=123.25),  # not the item's: it has others too
+        lambda table: a_hit(share=0.06, price=123.25)(column("price", lambda x: np.where(RNG.random(ROWS) < 0.06, 123.25, x))(table)),
+    ],
+)
+def test_what_does_not_belong_to_one_new_item_is_a_sentinel(judge, change):
+    usual = {day: a_hit(item=7) for day in DAYS[:-1]}
+    assert ("sentinel_spike", "price") in found(judge({**usual, LAST: change}))
+
+
+def test_two_files_of_a_hit_are_one_hit(judge, root):
+    """The first file has a tenth of the hit, the second the rest."""
+    table = a_hit(length=777.0)(events(LAST))
+    write(root, LAST, table.slice(0, 600))
+    write(root, LAST, table.slice(600), "part-1.parquet")
+    assert not found(judge())
+
+
 def test_swapped_columns_are_both_masked(judge):
     def swap(table):
         return with_column(with_column(table, "price", table["age"].to_numpy()), "age", table["price"].to_numpy())

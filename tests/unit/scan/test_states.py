@@ -57,6 +57,20 @@ def test_frequent_values_are_counted_exactly_also_where_the_sample_is_thin():
     assert found.top == {"a": 70, "b": 30} and (found.nulls, found.valid) == (10, 100) and found.share_of("a") == 0.7
 
 
+@pytest.mark.parametrize("name", [int, str])
+def test_the_item_that_brings_a_value_is_found_in_parts_and_in_the_whole(name):
+    value = np.r_[np.full(60, 7.5), np.full(30, 2.0), np.arange(110)]
+    items = pa.array([*map(name, [4] * 54 + [5] * 6), *map(name, [1, 2, 3] * 10), *map(name, range(110))])
+    column = pa.array(value, mask=np.arange(200) == 0)
+
+    def owned(part):
+        return column_state(column[part], hashes(np.zeros(len(column[part]), np.int64)), False, items[part])
+
+    assert owned(slice(None)).owners == {"7.5": ("4", 53)}, "of the value 2 nobody has most rows"
+    assert merged([owned(slice(0, 30)), owned(slice(30, 200))]).owners == {"7.5": ("4", 53)}
+    assert not state(column, ids=True).owners
+
+
 def test_sliced_and_null_columns_are_read_where_they_lie():
     column = pa.array([9, 9, 1, None, 3, 3, 9]).slice(2, 4)
     found = state(column)

@@ -48,6 +48,13 @@ class ExportConfig:
             parse_day(day)
         for entity in self.entities:
             choice("export.entities", entity, ("user", "item"))
+        if self.as_of and len(set(self.entities)) < 2:
+            raise ConfigError(
+                "features of past days hold both vectors",
+                where="export.entities",
+                got=self.entities,
+                expected="[user, item] with export.as_of",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

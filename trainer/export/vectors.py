@@ -142,13 +142,15 @@ class Tally:
             )  # fmt: skip
         coverage = self.coverage
         if self._wanted is not None and coverage is not None and coverage < min_coverage:
-            missing_U = ~self._found_U
+            missing_U, one = ~self._found_U, {"item": "an item"}.get(self._entity, f"a {self._entity}")
             most = int(np.argmax(np.where(missing_U, self._wanted_rows_U, -1)))
             raise ExportError(
-                f"too many rows of the holdout have a {self._entity} without a vector",
+                f"too many rows of the holdout have {one} without a vector",
                 where=f"{self._entity} {self._wanted[most].as_py()} with {self._wanted_rows_U[most]} rows, for one",
                 got=f"{int(missing_U.sum())} of {len(missing_U)} are missing, coverage {coverage:.3f}",
                 expected=f"at least {min_coverage:g} (export.min_coverage)",
+                remedy=f"if {one} seldom lives for two days, so that none of the training days has it: export.min_coverage=0, or "
+                "leave its vectors out with export.entities=[...]; else look for ids that are written in another way since",
             )  # fmt: skip
 
 

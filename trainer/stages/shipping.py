@@ -98,7 +98,7 @@ def downstream(
     def produce() -> DownstreamReport:
         folder = job.run.path / "embeddings"
         holdout = concatenated(job, examples, days.holdout).take(pa.array(evaluation.order_N))
-        item_ND = lookup(folder, "item", holdout["item"])
+        item_ND = lookup(folder, "item", holdout["item"]) if "item" in embeddings.entities else None
         user_ND, item_ND = _as_features(folder, embeddings, evaluation.user_ND, item_ND)
         table, features, exported = assemble(holdout, evaluation.predictions, evaluation.pair, user_ND, item_ND, action)
         table, joined = join_tables(table, settings.tables)
@@ -133,16 +133,18 @@ def downstream(
     return job.run.stage("downstream", key, produce, keep, tell)
 
 
-def _as_features(folder: Path, manifest: EmbeddingManifest, user_ND: np.ndarray, item_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Brings serving vectors into the feature space of an export."""
+def _as_features(
+    folder: Path, manifest: EmbeddingManifest, user_ND: np.ndarray, item_ND: np.ndarray | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Brings serving vectors into the feature space of an export; None for an entity that it leaves out, so consumers have none."""
     from trainer.export import read_alignment
 
-    pairs = (("user", user_ND), ("item", item_ND))
-    user_ND, item_ND = (
-        read_alignment(folder, manifest, entity).apply(vectors_ND) if entity in manifest.alignment else vectors_ND
-        for entity, vectors_ND in pairs
-    )
-    return user_ND, item_ND
+    def feature(entity: str, vectors_ND: np.ndarray | None) -> np.ndarray | None:
+        if vectors_ND is None or entity not in manifest.entities:
+            return None
+        return read_alignment(folder, manifest, entity).apply(vectors_ND) if entity in manifest.alignment else vectors_ND
+
+    return feature("user", user_ND), feature("item", item_ND)
 
 
 def _with_final(
@@ -196,10 +198,10 @@ def _before(
     scorer, root = RankerScorer(production), Path(job.config.rebuild.root)
     parts = [scorer.score(*partition(root, examples, key), job.known_until_ms, items=True) for key in shard_keys(examples, days.holdout)]
     user_ND, item_ND = (np.concatenate([getattr(part, name) for part in parts])[evaluation.order_N] for name in ("user_ND", "item_ND"))
-    user_ND, item_ND = _as_features(live / "embeddings", read_manifest(live / "embeddings"), user_ND, item_ND)
+    features = _as_features(live / "embeddings", read_manifest(live / "embeddings"), user_ND, item_ND)
     scores = {name: np.concatenate([part.score_N[name] for part in parts])[evaluation.order_N] for name in parts[0].score_N}
     dot_N = np.concatenate([part.dot_N for part in parts])[evaluation.order_N]
-    return with_exported(table, scores, dot_N, user_ND, item_ND)
+    return with_exported(table, scores, dot_N, *features)
 
 
 def absorb(

@@ -3,6 +3,7 @@ import pyarrow as pa
 
 from trainer.config import DownstreamConfig
 from trainer.downstream import assemble, lift
+from trainer.downstream.assemble import with_exported
 
 
 def rows(n=600, seed=0):
@@ -29,3 +30,14 @@ def test_a_pair_scalar_that_tells_the_label_lifts_and_the_newest_rows_can_be_tak
     report = lift(table, "click", features, exported, DownstreamConfig(trees=40, max_rows=2000), seed=0)
     assert report.status == "ok" and report.rows <= 3000
     assert report.lift["ne"].high < 0 and report.lift["auc"].low > 0
+
+
+def test_entity_that_is_not_exported_has_no_column():
+    examples, predictions, pairs, user_ND, item_ND = rows(20)
+    table, _, exported = assemble(examples, predictions, pairs, user_ND, None, "click")
+    assert exported == ["dot", "user_vector"] and "item_vector" not in table.column_names
+    table, _, exported = assemble(examples, predictions, pairs, None, None, "click")
+    assert exported == ["dot"]
+    other = with_exported(table, {}, np.zeros(20, np.float32), None, item_ND)
+    assert "user_vector" not in other.column_names
+    np.testing.assert_array_equal(np.stack(other["item_vector"].to_numpy(zero_copy_only=False)), item_ND)

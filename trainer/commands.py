@@ -174,7 +174,7 @@ def suite() -> None:
 
     def models(challenger: Path, production: Path | None) -> Any:
         from trainer.checkpoint import read_bundle
-        from trainer.stages.judging import suite_models
+        from trainer.stages.delivery import suite_models
 
         return suite_models(read_bundle(challenger), read_bundle(production) if production else None)
 

@@ -36,11 +36,12 @@ def retrain(config: RetrainConfig) -> Summary:
     trained = stages.train(job, examples, days)  # the challenger's bundle, warm-started from production
     continued = stages.continue_production(job, examples, days)  # at a launch: production on the same new days
     evaluation = stages.evaluate(job, examples, days, trained, continued)  # every model on the same holdout rows
-    embeddings = stages.export(job, examples, days, trained, evaluation)  # staged, not yet visible
-    stages.as_of(job, examples, days, trained, embeddings)  # if asked for: what past days would have exported, without leaks
-    downstream = stages.downstream(job, examples, days, evaluation, embeddings)  # the model behind the embeddings
+    delivered = stages.judge(job, trained, evaluation)  # the scores, repaired if a curve mends them: what goes out
+    embeddings = stages.export(job, examples, days, trained, evaluation, delivered)  # staged, not yet visible
+    stages.as_of(job, examples, days, trained, delivered, embeddings)  # if asked for: what past days would have exported, without leaks
+    downstream = stages.downstream(job, examples, days, evaluation, delivered, embeddings)  # the model behind the embeddings
     serving = stages.serving(job, trained)  # if asked for: the graph that other runtimes load, against the ranker and production's
-    verdict = stages.gate(job, trained, evaluation, embeddings, downstream, serving)  # PROMOTE, HOLD or REJECT, and why
+    verdict = stages.gate(job, trained, evaluation, delivered, embeddings, downstream, serving)  # PROMOTE, HOLD or REJECT, and why
     absorbed = stages.absorb(job, examples, days, trained, evaluation, verdict)  # after PROMOTE, if asked for: the holdout too
     release = stages.release(job, asked, trained, verdict, absorbed)  # seal, then move the pointer or leave it
     return stages.report(job, health, days, examples, trained, evaluation, embeddings, downstream, verdict, release)

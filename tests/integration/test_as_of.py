@@ -99,19 +99,6 @@ def test_the_judged_final_model_is_released_and_is_the_live_one_of_the_next_nigh
     assert read_final(night / "downstream") == about, "it moves on with the new embeddings"
 
 
-def test_a_new_space_needs_a_new_final_model(history: Path, simulated):
-    out = run(history.parent, simulated, "warm_start=none", name="anew", as_of=NEXT)
-    verdict = json.loads((out / "verdict.json").read_text())
-    assert verdict["verdict"] == "REJECT" and "joint_release/click/all" in verdict["failed"]
-    assert not (out / "downstream").exists()
-    days = f"export.as_of=[{','.join([*PAST, HOLDOUT])}]"
-    both = run(history.parent, simulated, "warm_start=none", days, "release.auto=false", name="both", as_of=NEXT)
-    checks, about = final_checks(both), read_final(both / "downstream")
-    assert {name: check["severity"] for name, check in checks.items()} == dict.fromkeys(("joint_mean", "joint_ne", "joint_auc"), "block")
-    assert about.feature_space == read_manifest(both / "embeddings").feature_space
-    assert (about.days, about.feature_space != read_final(history / "downstream").feature_space) == ([*PAST, HOLDOUT], True)
-
-
 def test_without_earlier_weights_a_day_is_refused_or_marked(simulated, tmp_path: Path):
     first = "2026-03-02"
     with pytest.raises(ExportError, match="have seen this day"):

@@ -17,6 +17,7 @@ from trainer.align.alignment import IDENTITY, ROTATION, SHIFT, Alignment, fit
 from trainer.schema.verdict import Check
 
 FAMILY = "embeddings"
+BUCKET = "embedding_bucket"  # agreement of the entities of one frequency
 MIN_ENTITIES = 60  # in common; a rotation also needs twice as many anchors as dimensions
 
 SAME, SHIFTED, ROTATED, DRIFTED, BROKEN = "same", "shifted", "rotated", "drifted", "broken"
@@ -37,7 +38,7 @@ class Pairs:
         half_E: True for entities that maps are fitted on, False for those that judge.
         lost: Share of the old entities that have no new vector.
         not_finite: Share of all new vectors, of which these entities may be a draw, that hold a NaN or an infinity.
-        bucket_E: Optional frequency bucket of each entity, for the report.
+        bucket_E: Optional frequency bucket of each entity, for the report: the power of ten of its rows in the log, -1 where it has none.
         drawn: Share of all old entities that was drawn for the comparison, in (0, 1].
     """
 
@@ -169,14 +170,15 @@ def _by_bucket(pairs: Pairs, alignment: Alignment, where: str) -> list[Check]:
     if pairs.bucket_E is None:
         return []
     checks = []
-    for bucket in np.unique(pairs.bucket_E):
+    for bucket in np.unique(pairs.bucket_E).tolist():
         here_E = (pairs.bucket_E == bucket) & ~pairs.half_E
+        rows = "0" if bucket < 0 else f"{10**bucket}-{10 ** (bucket + 1) - 1}"
         if here_E.sum() < MIN_ENTITIES:
             continue
         agreed = agreement(pairs.old_ED[here_E], alignment.apply(pairs.new_ED[here_E]))
-        sentence = f"frequency bucket {bucket}: {agreed.sentence()}"
-        slice_name = f"{where},bucket={bucket}" if where != "all" else f"bucket={bucket}"
-        checks.append(_check("embedding_bucket", slice_name, agreed.holds, 1 - agreed.centred_cosine, 0.05, int(here_E.sum()), sentence))
+        sentence = f"entities with {rows} rows: {agreed.sentence()}"
+        slice_name = f"{where},rows={rows}" if where != "all" else f"rows={rows}"
+        checks.append(_check(BUCKET, slice_name, agreed.holds, 1 - agreed.centred_cosine, 0.05, int(here_E.sum()), sentence))
     return checks
 
 

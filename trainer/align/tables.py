@@ -7,7 +7,7 @@ vectors of the entities that are compared, at most `MAX_ENTITIES` a table, whate
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,8 +197,13 @@ def sampled(old: VectorFile, new: VectorFile) -> tuple[VectorTable, VectorTable]
     return old.read(wanted), new.read(wanted)
 
 
-def pair(old: VectorTable, new: VectorTable) -> Pairs:
+def pair(old: VectorTable, new: VectorTable, frequency: Callable[[pa.Array], np.ndarray] | None = None) -> Pairs:
     """Brings both tables to the same entities, in an order and with halves that depend on nothing but the ids.
+
+    Args:
+        old: Vectors that consumers know.
+        new: Vectors to come.
+        frequency: Ids -> rows of each in the log, where somebody knows them: the report then tells frequent entities from rare ones.
 
     Raises:
         DataError: If the ids are of different types, or no id is in both.
@@ -218,7 +223,12 @@ def pair(old: VectorTable, new: VectorTable) -> Pairs:
         old.vectors_MD[old_rows_E], new.vectors_MD[place_E.drop_null().to_numpy()],
         half_E=np.arange(len(old_rows_E)) % 2 == 0, lost=1 - float(kept_E.mean()),
         not_finite=new.not_finite / max(1, new.total), drawn=drawn,
+        bucket_E=None if frequency is None else _power_of_ten(frequency(old.ids.take(pa.array(old_rows_E)))),
     )  # fmt: skip
+
+
+def _power_of_ten(rows_E: np.ndarray) -> np.ndarray:
+    return np.where(rows_E > 0, np.floor(np.log10(np.maximum(rows_E, 1))), -1).astype(np.int64)
 
 
 @contextmanager

@@ -79,21 +79,12 @@ def lift(
         raise ConfigError("no exported features to judge", where="embedding_columns")
     for columns in (["user"], list(feature_columns), [*feature_columns, *embedding_columns]):
         check_columns(table, columns)
-    table = newest(ripe(table, action), config.max_rows)
-    sample = _sample(table, action, None if earlier is None else newest(ripe(earlier, action), config.max_rows), config.objective)
-    report = DownstreamReport(
-        status=OK, action=action, rows=len(sample.label_N), users=len(np.unique(sample.user_N)), seed=seed, library=config.library,
-        positives=int((sample.label_N > 0).sum()), objective=config.objective,
-        trained_on="other users of the judged days" if earlier is None else "earlier days, embeddings as of each",
-    )  # fmt: skip
+    sample = _sample(table, action, config, earlier)
+    report = _asked(sample, action, config, seed)
     if reason := _not_testable(sample, report):
         return dataclasses.replace(report, status=NOT_TESTABLE, reason=reason)
     booster = booster or make_booster(config, config.objective, seed)
-    vectors = [name for name in embedding_columns if kind_of(table.schema.field(name)) == VECTOR]
-    scalars = [name for name in embedding_columns if name not in vectors]
-    extra: dict[str, list[str]] = {WITHOUT: [], WITH: list(embedding_columns)}
-    if config.ablation and vectors and scalars:
-        extra |= {SCALARS: scalars, VECTORS: vectors}
+    extra = _extra_columns(table.schema, embedding_columns, config.ablation)
     arms = {name: _fitted(sample, [*feature_columns, *columns], booster) for name, columns in extra.items()}
     if keep is not None and earlier is not None:
         keep(arms[WITH].final)
@@ -121,8 +112,7 @@ def later_scores(
         DataError: If a label, weight, user or feature cannot be used.
     """
     check_columns(judged, columns)
-    train = _sample(newest(ripe(earlier, action), config.max_rows), action, None, config.objective)
-    return _boosted(train, judged, columns, make_booster(config, config.objective, seed))[0]
+    return _boosted(_sample(earlier, action, config), judged, columns, make_booster(config, config.objective, seed))[0]
 
 
 @dataclass(frozen=True)
@@ -157,10 +147,31 @@ class _Arm:
     gain: dict[str, float]
 
 
-def _sample(table: pa.Table, action: str, earlier: pa.Table | None, objective: str) -> _Sample:
-    slate_N = slates_of(table) if objective == "ranking" or REQUEST in table.column_names else None
-    before = None if earlier is None else _sample(earlier, action, None, objective)
+def _sample(table: pa.Table, action: str, config: DownstreamConfig, earlier: pa.Table | None = None) -> _Sample:
+    """Takes the newest rows with a ripe label, and those of the earlier days."""
+    table = newest(ripe(table, action), config.max_rows)
+    slate_N = slates_of(table) if config.objective == "ranking" or REQUEST in table.column_names else None
+    before = None if earlier is None else _sample(earlier, action, config)
     return _Sample(table, labels_of(table, action), weights_of(table), hash_ids(table["user"]), slate_N, before)
+
+
+def _asked(sample: _Sample, action: str, config: DownstreamConfig, seed: int) -> DownstreamReport:
+    """The report as far as it is known before any model is trained."""
+    return DownstreamReport(
+        status=OK, action=action, rows=len(sample.label_N), users=len(np.unique(sample.user_N)), seed=seed, library=config.library,
+        positives=int((sample.label_N > 0).sum()), objective=config.objective,
+        trained_on="other users of the judged days" if sample.earlier is None else "earlier days, embeddings as of each",
+    )  # fmt: skip
+
+
+def _extra_columns(schema: pa.Schema, embedding_columns: Sequence[str], ablation: bool) -> dict[str, list[str]]:
+    """What each arm has on top of the features; the ablation takes scalars and vectors apart where there are both."""
+    vectors = [name for name in embedding_columns if kind_of(schema.field(name)) == VECTOR]
+    scalars = [name for name in embedding_columns if name not in vectors]
+    extra: dict[str, list[str]] = {WITHOUT: [], WITH: list(embedding_columns)}
+    if ablation and vectors and scalars:
+        extra |= {SCALARS: scalars, VECTORS: vectors}
+    return extra
 
 
 def _not_testable(sample: _Sample, report: DownstreamReport) -> str | None:

@@ -37,6 +37,8 @@ from trainer.schema.predictions import (
     unscored,
 )
 
+_ARRAYS = ("order", "dot", "user_vectors")  # beside the predictions, in files of their own
+
 
 class Scorer(Protocol):
     """Anything that scores a partition: a ranker's bundle, or a stand-in."""
@@ -53,15 +55,15 @@ class Evaluation:
     Attributes:
         predictions: Table as `trainer.schema.predictions` describes it.
         report: Content of `eval.json`: model -> action -> metrics, intervals and slices.
-        pair: user, item, time, dot and scores of the challenger, for export; rows as in `predictions`.
         order_N: Row of each prediction in the concatenated holdout partitions.
+        dot_N: float32 [N], product of the challenger's user and item vector of each row.
         user_ND: float32 [N, D], the challenger's user vector at each row's request time.
     """
 
     predictions: pa.Table
     report: dict[str, Any]
-    pair: pa.Table
     order_N: np.ndarray
+    dot_N: np.ndarray
     user_ND: np.ndarray
 
 
@@ -105,7 +107,7 @@ def evaluate(
     Returns:
         Predictions and metrics.
     """
-    tables, pairs, vectors, start = [], [], [], 0
+    tables, dots, vectors, start = [], [], [], 0
     rescoring = Rescoring(spec, config, served_as, holdout.known_until_ms) if served_as is not None else None
     for read in holdout.partitions:
         examples, tail = read()
@@ -127,13 +129,7 @@ def evaluate(
         start += len(examples)
         vectors.append(scored.user_ND)
         tables.append(pa.table(_with_values(columns, weights)))
-        pairs.append(
-            pa.table(
-                {name: columns[name] for name in ("user", "item", "time")}
-                | {"dot": scored.dot_N}
-                | {f"score_{name}": score_N.astype(np.float32) for name, score_N in scored.score_N.items()}
-            )
-        )
+        dots.append(scored.dot_N)
     if not tables:
         raise DataError("the holdout has no rows", remedy="choose an as_of whose day has data")
     predictions = pa.concat_tables(tables, promote_options="default").combine_chunks()
@@ -145,15 +141,13 @@ def evaluate(
     report = measure(compared, spec, config, seed)
     if rescoring is not None and production is not None:
         report["rescoring"] = rescoring.report(production)
-    pair = pa.concat_tables(pairs).combine_chunks().take(order)
-    return Evaluation(predictions, report, pair, order_N, np.concatenate(vectors)[order_N])
+    return Evaluation(predictions, report, order_N, *(np.concatenate(blocks)[order_N] for blocks in (dots, vectors)))
 
 
 def write_evaluation(evaluation: Evaluation, run_dir: Path) -> None:
     """Writes `predictions.parquet` and `eval.json`."""
     pq.write_table(evaluation.predictions, run_dir / "predictions.parquet", compression="zstd", write_page_checksum=True)
-    pq.write_table(evaluation.pair, run_dir / "pair.parquet", compression="zstd", write_page_checksum=True)
-    for name, array in (("order", evaluation.order_N), ("user_vectors", evaluation.user_ND)):
+    for name, array in zip(_ARRAYS, (evaluation.order_N, evaluation.dot_N, evaluation.user_ND), strict=True):
         np.save(run_dir / f"holdout_{name}.npy", array, allow_pickle=False)
     write_text(run_dir / "eval.json", json.dumps(evaluation.report, indent=1))
 
@@ -163,8 +157,7 @@ def read_evaluation(run_dir: Path) -> Evaluation:
     return Evaluation(
         pq.read_table(run_dir / "predictions.parquet", page_checksum_verification=True),
         json.loads((run_dir / "eval.json").read_text()),
-        pq.read_table(run_dir / "pair.parquet", page_checksum_verification=True),
-        *(np.load(run_dir / f"holdout_{name}.npy", allow_pickle=False) for name in ("order", "user_vectors")),
+        *(np.load(run_dir / f"holdout_{name}.npy", allow_pickle=False) for name in _ARRAYS),
     )
 
 

@@ -46,15 +46,15 @@ class RankerScorer:
 
     Attributes:
         bundle: The verified bundle.
-        repair: Curves that its release was promoted with, null for most and for a bundle that is not sealed yet.
+        repair: Curves that its scores go through: those of its release, or those that it is about to be released with.
         ranker: Its ranker in evaluation mode.
         encoder: Turns examples into its inputs.
         device: Where it runs.
     """
 
-    def __init__(self, bundle: Bundle, weights: str = SERVING, device: str = "cpu") -> None:
+    def __init__(self, bundle: Bundle, weights: str = SERVING, device: str = "cpu", repair: Repair | None = None) -> None:
         self.bundle = bundle
-        self.repair = sealed_repair(bundle.path)
+        self.repair = sealed_repair(bundle.path) or repair
         self.ranker: Ranker = build_ranker(bundle, weights).to(device)
         self.encoder = Encoder(bundle.manifest.inputs, bundle.vocabularies)
         self.device = device

@@ -3,7 +3,7 @@
 from trainer.export.drift import compare_exports
 from trainer.export.features import read_alignment
 from trainer.export.read import lookup, read_embeddings, read_manifest, read_pairs
-from trainer.export.write import export, replace_pairs
+from trainer.export.write import export
 
 __all__ = [
     "compare_exports",
@@ -13,5 +13,4 @@ __all__ = [
     "read_embeddings",
     "read_manifest",
     "read_pairs",
-    "replace_pairs",
 ]

@@ -4,6 +4,9 @@ Two leaks are shut out. Inputs: each row's user vector is the state before its r
 scored by weights that have seen neither it nor any later day; a day for which there are none is refused, or written as in-sample if
 that is asked for in so many words. A final model that is trained on in-sample scores trusts them too much: the scores hold its labels.
 
+Scores are those that were, or would have been, delivered: behind the curves of the release that the weights belong to. Two days whose
+scores lay on two scales would teach the final model a jump that no consumer ever saw.
+
 Every past ranker has its own space. Its item vectors, and the user vectors that it and today's ranker give the very same rows, say how
 it lies to today's feature space; features come out in that one space, by a rigid map a day.
 """
@@ -36,12 +39,13 @@ class DayScores:
 
     Attributes:
         rows: user, item, time, and what else of the rows the final model needs.
-        scores: Action -> float64 [N], the past ranker's.
+        scores: Action -> float64 [N], the past ranker's, as delivered.
         dot_N: float32 [N], product of the past ranker's vectors.
         user_ND: float32 [N, D], its user vector at each row's request.
         item_ND: float32 [N, D], its item vector.
         now_user_ND: float32 [N, D], today's user vector of the same history, as a feature (aligned).
         now_item_ND: float32 [N, D], today's item vector, as a feature.
+        repair: Hash of the curves behind which the scores are delivered; null if there are none.
     """
 
     rows: pa.Table
@@ -51,6 +55,7 @@ class DayScores:
     item_ND: np.ndarray
     now_user_ND: np.ndarray
     now_item_ND: np.ndarray
+    repair: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class PastDay:
 
 @dataclass(frozen=True, kw_only=True)
 class AsOfRecord:
-    """What was written for one day; see `PastDay`. `outcome` is how the past space lay to today's."""
+    """What was written for one day; see `PastDay`. `outcome` is how the past space lay to today's; `repair` as in `DayScores`."""
 
     day: str
     producer: str
@@ -82,6 +87,7 @@ class AsOfRecord:
     method: str
     rows: int
     sha256: str
+    repair: str | None = None
 
 
 def choose(days: Sequence[str], available: Sequence[tuple[str, str]], in_sample: bool) -> list[PastDay]:
@@ -130,7 +136,7 @@ def write_as_of(folder: Path, days: Iterator[tuple[PastDay, DayScores]]) -> list
         records.append(
             AsOfRecord(
                 day=past.day, producer=past.producer, seen_until=past.seen_until, in_sample=past.in_sample, outcome=outcome,
-                method=item.method, rows=scores.rows.num_rows, sha256=sha256_file(path),
+                method=item.method, rows=scores.rows.num_rows, sha256=sha256_file(path), repair=scores.repair,
             )
         )  # fmt: skip
     write_text(out / AS_OF_MANIFEST, json.dumps([asdict(record) for record in records], indent=1) + "\n")

@@ -7,6 +7,7 @@ be retrained with the release anyway. An entity that is gone blocks always: noth
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.align import Pairs, VectorTable, compare, pair
+from trainer.align.compare import BUCKET
 from trainer.export.read import read_manifest, read_view
 from trainer.schema.embeddings import ITEM, PAIR, WIDE, EmbeddingManifest
 from trainer.schema.ids import hash_ids
@@ -24,12 +26,16 @@ FAMILY = "embeddings"
 MAX_ENTITIES = 200_000  # drawn by hash, so the same entities are drawn from both sides and from every later version
 
 
-def compare_exports(old: Path, new: Path) -> list[Check]:
+Frequency = Callable[[pa.Array], np.ndarray]  # ids -> rows of each in the log
+
+
+def compare_exports(old: Path, new: Path, frequency: Mapping[str, Frequency] | None = None) -> list[Check]:
     """Compares two exports, entity by entity.
 
     Args:
         old: Folder of the live embeddings.
         new: Folder of the new ones.
+        frequency: Entity -> how often ids of it come, for which agreement is told by frequency as well.
 
     Returns:
         Checks of family ``embeddings``; their slice is ``entity=<entity>``.
@@ -49,7 +55,7 @@ def compare_exports(old: Path, new: Path) -> list[Check]:
             sentence = f"{entity} vectors are {after.dim} wide, {before.dim} before: no consumer can read them unchanged."
             checks.append(_check("embedding_dim", where, "block" if same_space else "warn", False, sentence))
         else:
-            checks += _drift(old, new, entity, same_space)
+            checks += _drift(old, new, entity, same_space, (frequency or {}).get(entity))
     return checks
 
 
@@ -64,24 +70,27 @@ def _space(before: EmbeddingManifest, after: EmbeddingManifest) -> Check:
     return _check("embedding_space", "all", "warn", same, sentence)
 
 
-def _drift(old: Path, new: Path, entity: str, same_space: bool) -> list[Check]:
+def _drift(old: Path, new: Path, entity: str, same_space: bool, frequency: Frequency | None) -> list[Check]:
     where = f"entity={entity}"
-    sides = [_sample(folder, entity) for folder in (old, new)]
-    if sides[0].ids.type != sides[1].ids.type:
-        sentence = f"{entity} ids are {sides[1].ids.type} now, {sides[0].ids.type} before: no consumer can join them."
+    before, after = _sample(old, entity), _sample(new, entity)
+    if before.ids.type != after.ids.type:
+        sentence = f"{entity} ids are {after.ids.type} now, {before.ids.type} before: no consumer can join them."
         return [_check("embedding_coverage", where, "block" if same_space else "warn", False, sentence)]
-    found = compare(_paired(*sides), where)
+    found = compare(_paired(before, after, frequency), where)
     severity = {"block": "block" if same_space else "info", "info": "warn" if same_space else "info"}
-    checks = [replace(check, severity=severity[check.severity]) for check in found.checks if check.name != "embedding_repaired"]
+    told = [check for check in found.checks if check.name != "embedding_repaired"]
+    checks = [
+        check if check.name == BUCKET else replace(check, severity=severity[check.severity]) for check in told
+    ]  # rare ones always move
     # A user's vector changes with every event, so two days of users agree less than two versions of an item.
     return [replace(check, severity="warn") if check.severity == "block" and entity != ITEM else check for check in checks]
 
 
-def _paired(old: VectorTable, new: VectorTable) -> Pairs:
+def _paired(old: VectorTable, new: VectorTable, frequency: Frequency | None) -> Pairs:
     if not set(old.ids.to_pylist()) & set(new.ids.to_pylist()):
         dim = old.vectors_MD.shape[1]
         return Pairs(np.zeros((0, dim)), np.zeros((0, dim)), np.zeros(0, bool), lost=1.0)
-    return pair(old, new)
+    return pair(old, new, frequency)
 
 
 def _sample(folder: Path, entity: str) -> VectorTable:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -43,7 +42,6 @@ from trainer.schema.embeddings import (
 )  # fmt: skip
 from trainer.schema.files import locked, sync_tree, write_text
 from trainer.schema.ids import hash_ids
-from trainer.schema.repair import Repair
 
 _HASHES = ".hashes"
 
@@ -59,6 +57,7 @@ def export(
     as_of: str,
     holdout: Mapping[str, pa.Array | pa.ChunkedArray] | None = None,
     pairs: pa.Table | None = None,
+    repair: str | None = None,
     live: Path | None = None,
 ) -> EmbeddingManifest:
     """Writes embeddings to `out`; whatever was there stays until all of the new is written, read back and verified.
@@ -75,7 +74,8 @@ def export(
         parent: Hash of the bundle it was warm-started from.
         as_of: Cut-off day of the histories.
         holdout: Entity -> ids of the holdout's rows, from which coverage is measured.
-        pairs: Scored holdout rows: user, item, time, dot, score_<action>.
+        pairs: Holdout rows with delivered scores: user, item, time, dot, score_<action>.
+        repair: Hash of the curves behind which these scores are delivered, for the manifest.
         live: Folder of the export that consumers have now: feature vectors are aligned to its reference, and a delta is relative to it.
 
     Returns:
@@ -95,8 +95,9 @@ def export(
     before = read_manifest(live) if live is not None else None
     with _staging(out) as partial, ExitStack() as closing:
         manifest = EmbeddingManifest(
-            space_id=space_id, feature_space=space_id, producer=producer, parent=parent, as_of=as_of, dim=source.dim, entities={}, shards={}
-        )
+            space_id=space_id, feature_space=space_id, producer=producer, parent=parent, as_of=as_of, dim=source.dim, entities={},
+            shards={}, repair=repair,
+        )  # fmt: skip
         anchors, writers = {}, {}
         for entity in config.entities:
             blocks = source.user_vectors() if entity == USER else source.item_vectors()
@@ -239,41 +240,6 @@ def _finite(pairs: pa.Table, name: str) -> pa.Array:
         row = {key: pairs[key][int(np.flatnonzero(bad_N)[0])].as_py() for key in PAIR_KEYS}
         raise ExportError("a pair scalar is not finite", where=f"{name} of {row}", got=f"{int(bad_N.sum())} of {len(value_N)} rows")
     return pa.array(value_N)
-
-
-def replace_pairs(folder: Path, pairs: pa.Table, repair: Repair | None, shard_rows: int) -> EmbeddingManifest:
-    """Brings the pair scalars of a staged export onto the scale that its release will serve; vectors stay as they are.
-
-    The export comes before the gate, and a repair after it. Starting from the unrepaired scalars every time, it may be done again.
-
-    Args:
-        folder: The export; one without pair scalars is left alone.
-        pairs: The scored rows as `export` was given them.
-        repair: Curves of the release; None brings the unrepaired scalars back.
-        shard_rows: Rows a shard.
-
-    Returns:
-        The manifest of the folder as it is then.
-
-    Raises:
-        ExportError: As `export`; the folder is as it was before.
-    """
-    manifest, identity = read_manifest(folder), repair.sha256 if repair else None
-    if PAIR not in manifest.shards or manifest.repair == identity:
-        return manifest
-    for action, curve in (repair.curves if repair else {}).items():
-        if (name := PAIR_SCORE + action) in pairs.column_names:
-            repaired_N = curve(pairs[name].to_numpy()).astype(np.float32)
-            pairs = pairs.set_column(pairs.column_names.index(name), name, pa.array(repaired_N))
-    with _staging(folder) as partial:
-        shutil.copytree(
-            folder, partial, copy_function=os.link, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PAIR, MANIFEST)
-        )  # vectors are not copied: both names stand for the same bytes until the old folder goes
-        shards = {**manifest.shards, PAIR: _export_pairs(partial, pairs, shard_rows)}
-        manifest = dataclasses.replace(manifest, shards=shards, repair=identity)
-        sync_tree(partial)
-        _write_manifest(partial, manifest)
-    return manifest
 
 
 def _write_manifest(partial: Path, manifest: EmbeddingManifest) -> None:

@@ -33,7 +33,7 @@ from trainer.schema import predictions as names
 from trainer.schema.policy import VALUE, GatePolicy, RuleSet
 from trainer.schema.record import Recorded
 from trainer.schema.suite import FAMILY, SuiteCase
-from trainer.schema.verdict import ALL, HOLD, PROMOTE, REJECT, Check, Verdict
+from trainer.schema.verdict import ALL, APPLIED, HOLD, PROMOTE, REJECT, Check, RepairReport, Verdict
 
 _OUTCOME_ORDER = ("fail", "hold", "not_testable", "pass", "not_applicable")
 _SEVERITY_ORDER = ("block", "warn", "info")
@@ -100,7 +100,6 @@ def judge(
     rules: RuleSet,
     *,
     value_weights: dict[str, float] | None = None,
-    extra_checks: Sequence[Check] = (),
     suites: Sequence[SuiteCase] = (),
     record: Mapping[str, Recorded] | None = None,
     slices: Sequence[SliceColumn] | None = None,
@@ -113,7 +112,6 @@ def judge(
         policy: Margins and error rates.
         rules: Rules behind the scores, replayed on both models; an empty set compares traffic at production's quantiles.
         value_weights: Action -> weight of the value function; default: recovered from production's columns.
-        extra_checks: Settled checks of other stages (export, downstream, serving parity); they decide like any other.
         suites: Permanent validation sets; a past failure that is back rejects.
         record: Production's recorded calibration: a challenger is not blamed for labels that changed under production too.
         slices: Slice columns of these rows, where they are a part of a table that was judged; default: made of this table.
@@ -129,7 +127,7 @@ def judge(
     source, left_out = compared_rows(read_table(predictions), policy)
     table = prepare(source, policy, slices)
     docket = _Docket(policy)
-    docket.checks += [*left_out, *table.findings, *extra_checks, *label_sanity(table, policy, record)]
+    docket.checks += [*left_out, *table.findings, *label_sanity(table, policy, record)]
     tasks: list[Task] = []
     for action in table.actions:
         if set(PAIR) <= set(action.scores):
@@ -149,9 +147,19 @@ def judge(
     return conclude([*checks, *_coverage(checks, table, policy)], policy)
 
 
-def conclude(checks: Iterable[Check], policy: GatePolicy) -> Verdict:
-    """Returns the verdict that settled checks amount to; deciding ones come first."""
-    return _verdict(_sorted(checks), policy)
+def conclude(checks: Iterable[Check], policy: GatePolicy, repair: RepairReport | None = None) -> Verdict:
+    """Returns the verdict that settled checks amount to; deciding ones come first.
+
+    Args:
+        checks: Of the scores, and of other stages (export, downstream, serving): they decide alike.
+        policy: Named in the verdict.
+        repair: What was done to the scores before they were judged, if anything was.
+    """
+    verdict = _verdict(_sorted(checks), policy)
+    if repair is None:
+        return verdict
+    words = f"{repair.sentence}: " if repair.status == APPLIED else ""
+    return replace(verdict, reason=words + verdict.reason, repair=repair)
 
 
 def _compare(docket: _Docket, table: Predictions, action: ActionColumns, seed: int) -> None:

@@ -1,7 +1,7 @@
 """Repairs: brings a challenger that is not promoted onto production's scale, or onto the labels', and judges it again.
 
 Users are split in two. Curves are fitted on one part and judged on the other, which alone decides; what no increasing curve can change
-(an action's AUC, another stage's finding, a suite) stands as it was found on all rows. A challenger that failed at something else than its
+(an action's AUC, a suite) stands as it was found on all rows. A challenger that failed at something else than its
 scale is not repaired: half the rows see less, and that must not be what saves it.
 
 Map or calibrate? A map keeps every threshold's traffic, and with it whatever error of calibration production has. After a map a global
@@ -60,7 +60,6 @@ def judge_and_repair(
     rules: RuleSet,
     *,
     value_weights: dict[str, float] | None = None,
-    extra_checks: Sequence[Check] = (),
     suites: Sequence[SuiteCase] = (),
     record: Mapping[str, Recorded] | None = None,
     seed: int = 0,
@@ -72,7 +71,6 @@ def judge_and_repair(
         policy: As `judge`; `repair`, `calibrator` and `repair_share` say what is tried.
         rules: As `judge`.
         value_weights: As `judge`.
-        extra_checks: As `judge`.
         suites: As `judge`; they are judged on the challenger as it came.
         record: As `judge`.
         seed: As `judge`.
@@ -85,7 +83,7 @@ def judge_and_repair(
         ConfigError: As `judge`.
     """
     source = read_table(predictions)
-    first = judge(source, policy, rules, value_weights=value_weights, extra_checks=extra_checks, suites=suites, record=record, seed=seed)
+    first = judge(source, policy, rules, value_weights=value_weights, suites=suites, record=record, seed=seed)
     if not policy.repair or first.verdict == PROMOTE:
         return first, None
     if beyond := [check.path for check in first.checks if _blocks(check) and check.outcome == "fail" and check.family not in _MENDED]:
@@ -302,7 +300,7 @@ def _settled(
     )  # fmt: skip
     if not better:
         return replace(first, repair=report), None
-    return replace(final, reason=f"{words}: {final.reason}", repair=report), fitted.repair
+    return conclude(final.checks, policy, report), fitted.repair
 
 
 def _blocks(check: Check) -> bool:
@@ -392,7 +390,7 @@ def _recorded(action: ActionColumns, table: Predictions) -> Recorded:
 def _unrepaired(first: Verdict, status: str, words: str, policy: GatePolicy) -> Verdict:
     told = Check(name="repair", family="repair", outcome="not_applicable", severity="info", sentence=words)
     report = RepairReport(status=status, sentence=words, before=_summary(first))
-    return replace(conclude([*first.checks, told], policy), repair=report)
+    return conclude([*first.checks, told], policy, report)
 
 
 def _refused(first: Verdict, split: _Split, fitted: _Fitted, words: str, policy: GatePolicy) -> Verdict:
@@ -400,4 +398,4 @@ def _refused(first: Verdict, split: _Split, fitted: _Fitted, words: str, policy:
         status=REFUSED, sentence=words, fitted_rows=len(split.fitted), fitted_users=split.fitted_users, judged_rows=len(split.judged),
         judged_users=split.judged_users, before=_summary(first),
     )  # fmt: skip
-    return replace(conclude([*first.checks, *_told(split, fitted)], policy), repair=report)
+    return conclude([*first.checks, *_told(split, fitted)], policy, report)

@@ -181,6 +181,8 @@ def embeddings(run: Artefacts) -> EmbeddingsPart | None:
         f"{count(manifest.get('dim'))} dimensions, {manifest.get('dtype', 'float32')}, space {manifest.get('space_id') or NONE}: "
         "vectors are interchangeable exactly within a space."
     )
+    if manifest.get("repair"):
+        sentence += " Scores of the pairs are behind the curves of the repair, as they are delivered."
     return EmbeddingsPart(sentence, rows)
 
 

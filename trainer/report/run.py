@@ -194,7 +194,7 @@ def _trust(run: Artefacts) -> list[tuple[bool, str]]:
 
 def _judgement_sections(run: Artefacts) -> list[Section]:
     """What stands behind the verdict besides the tests of tonight's rows."""
-    promoted = "No repair was tried: none was asked for, or the challenger was promoted as it came."
+    promoted = "No repair was tried: none was asked for, or the scores passed as they came."
     return [
         _section("suites", "Suites", checks.lines(checks.suite_checks(run)), NOT_JUDGED if run.verdict is None else "There are no suites."),
         _section("diagnosis", "Diagnosis", diagnosis(run), run.missing(DIAGNOSIS, "No diagnosis was made of this run.")),

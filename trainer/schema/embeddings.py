@@ -7,7 +7,8 @@ A staged or released export is a folder of two products and what belongs to them
     embeddings/user_wide/part-00000.parquet   feature product: id, e000 .. e063, aligned to the reference space; one float32 column a
                                               dimension, which GBDT libraries need
     embeddings/item/..., embeddings/item_wide/...
-    embeddings/pair/part-00000.parquet        user, item, time, dot, score_<action>: scalars that survive a change of space
+    embeddings/pair/part-00000.parquet        user, item, time, dot, score_<action>: scalars that survive a change of space; scores as they
+                                              are delivered, behind the curves of the release
     embeddings/user_reference/...             a sample of vectors in the reference space: what the next export is aligned to
     embeddings/user_alignment.json            the map from serving to feature vectors, as plain numbers
     embeddings/user_digest/...                hashes of ids and vectors: what the next delta is compared with
@@ -115,6 +116,8 @@ class EmbeddingManifest:
         coverage: Entity -> share of the holdout's rows whose entity has a vector.
         shards: Entity (or view) -> files.
         norms: Entity -> {min, mean, max} Euclidean norm.
+        repair: Hash of the curves (`repair.json` of the release) behind which the pairs' scores are delivered; null if they are delivered
+            as the ranker gives them.
         alignment: Entity -> how feature vectors follow from serving vectors.
         delta_of: Producer and day of the export that the delta is relative to, if one was written.
         changed: Entity -> rows of the delta.

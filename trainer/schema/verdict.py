@@ -78,8 +78,8 @@ class RepairReport:
         fitted_users: Their users.
         judged_rows: Rows that the repaired challenger was judged on.
         judged_users: Their users, none of them among the fitted ones.
-        before: Verdict, reason and failed checks of the challenger as it came, on all rows.
-        after: The same of the repaired one, on the judged rows; empty if it was not judged.
+        before: Verdict, reason and failed checks of the challenger's scores as they came, on all rows.
+        after: The same of the repaired ones, on the judged rows; empty if they were not judged.
         actions: Action -> method, reason, and {ratio, ne, base_rate, n} ``before`` and ``after`` on the judged rows.
         mended: Path of a check that failed -> estimate ``before``, ``after``, and the ``margin``.
     """

@@ -4,6 +4,7 @@ Nothing is computed here. A stage's own package does the work and knows neither 
 whole; these functions hand it exactly what it needs.
 """
 
+from trainer.stages.delivery import judge
 from trainer.stages.history import as_of
 from trainer.stages.inputs import labels, plan, rebuild, scan
 from trainer.stages.judging import evaluate, gate
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate",
     "export",
     "gate",
+    "judge",
     "judged_before",
     "labels",
     "nothing_to_do",

@@ -18,6 +18,7 @@ from trainer.job import Job
 from trainer.schema.bundle import seen_until
 from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest, read_partition, read_tail
 from trainer.schema.predictions import WEIGHT
+from trainer.schema.repair import Repair
 
 if TYPE_CHECKING:
     from trainer.align import Alignment
@@ -25,22 +26,26 @@ if TYPE_CHECKING:
     from trainer.export.as_of import AsOfRecord, DayScores, PastDay
     from trainer.fit import Trained
     from trainer.schema.embeddings import EmbeddingManifest
+    from trainer.stages.delivery import Delivered
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """Weights that can score a past day."""
+    """Weights that can score a past day; `repair` is what the challenger's are delivered behind, a release has its own beside it."""
 
     bundle: Bundle
     file: str
     seen_until: str
+    repair: Repair | None
 
     @property
     def producer(self) -> str:
         return f"{self.bundle.sha256}/{self.file}"
 
 
-def as_of(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained, embeddings: EmbeddingManifest | None) -> list[AsOfRecord]:
+def as_of(
+    job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained, delivered: Delivered, embeddings: EmbeddingManifest | None
+) -> list[AsOfRecord]:
     """Writes features of the past days of ``export.as_of`` below the staged export, each by weights from before it.
 
     Raises:
@@ -57,7 +62,7 @@ def as_of(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained,
         expected = f"{known[0]} to {known[-1]}" if known else "a training day"
         raise ConfigError("no day of the log before the holdout", where="export.as_of", got=strange[0], expected=expected)
     folder = job.run.path / "embeddings"
-    weights = {found.producer: found for found in _at_hand(job, trained)}
+    weights = {found.producer: found for found in _at_hand(job, trained, delivered.repair)}
     chosen = choose(wanted, [(found.seen_until, producer) for producer, found in weights.items()], job.config.export.as_of_in_sample)
 
     def produce() -> list[AsOfRecord]:
@@ -71,25 +76,26 @@ def as_of(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained,
             for past in chosen:
                 used = weights[past.producer]
                 today = vectors_of_day(job, examples, past.day, now, maps)
-                yield past, score_day(job, examples, past.day, RankerScorer(used.bundle, used.file), today)
+                scorer = RankerScorer(used.bundle, used.file, repair=used.repair)
+                yield past, score_day(job, examples, past.day, scorer, today)
 
         return write_as_of(folder, scored())
 
-    key = [[past.producer for past in chosen], wanted, trained.bundle.sha256]
+    key = [[past.producer for past in chosen], wanted, trained.bundle.sha256, delivered.identity]
     return job.run.stage(
         "as_of", key, produce, partial(read_records, folder),
         lambda made: (sum(record.rows for record in made), ", ".join(f"{r.day}{' (in sample)' * r.in_sample}" for r in made)),
     )  # fmt: skip
 
 
-def _at_hand(job: Job, trained: Trained) -> list[_Weights]:
+def _at_hand(job: Job, trained: Trained, repair: Repair | None) -> list[_Weights]:
     """Weights of the challenger and of every release whose vectors are as wide."""
-    bundles = [trained.bundle]
+    bundles = [(trained.bundle, repair)]
     for version in job.registry.versions():
         bundle = read_bundle(version / "bundle")
         if bundle.manifest.inputs.actions and bundle.shape.dim == trained.bundle.shape.dim:
-            bundles.append(bundle)
-    return [_Weights(bundle, name, until) for bundle in bundles for name, until in seen_until(bundle.manifest).items() if until]
+            bundles.append((bundle, None))
+    return [_Weights(bundle, name, until, own) for bundle, own in bundles for name, until in seen_until(bundle.manifest).items() if until]
 
 
 def vectors_of_day(job: Job, examples: ExamplesManifest, day: str, now: RankerScorer, maps: Sequence[Alignment]) -> list[np.ndarray]:
@@ -113,7 +119,7 @@ def score_day(job: Job, examples: ExamplesManifest, day: str, past: RankerScorer
         job: The run.
         examples: Its examples.
         day: The day.
-        past: The ranker of that time.
+        past: The ranker of that time; its scores are the delivered ones.
         today: The same rows under today's ranker (`vectors_of_day`).
     """
     from trainer.evaluate.counting import ripe_labels
@@ -139,6 +145,7 @@ def score_day(job: Job, examples: ExamplesManifest, day: str, past: RankerScorer
         item_ND=np.concatenate([np.asarray(part.item_ND) for part in scored]),
         now_user_ND=today[0],
         now_item_ND=today[1],
+        repair=past.repair.sha256 if past.repair is not None else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,19 +16,16 @@ from trainer.days import DayPlan
 from trainer.job import Job
 from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest, read_partition, read_tail, vocabulary_path
 from trainer.schema.plain import as_plain
-from trainer.schema.policy import GatePolicy
-from trainer.schema.predictions import CHALLENGER, PRODUCTION, VALUE_PRODUCTION, unscored
-from trainer.schema.record import Recorded, read_record
-from trainer.schema.suite import SUITES, SuiteCase
+from trainer.schema.predictions import unscored
 from trainer.schema.verdict import Check, Verdict
-from trainer.schema.vocabulary import Vocabulary
+from trainer.schema.vocabulary import RESERVED_ROWS, Vocabulary
 
 if TYPE_CHECKING:
     from trainer.evaluate import Evaluation
     from trainer.fit import Trained
     from trainer.schema.downstream import DownstreamReport
     from trainer.schema.embeddings import EmbeddingManifest
-    from trainer.suites import Model
+    from trainer.stages.delivery import Delivered
 
 
 def evaluate(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained, continued: Trained | None) -> Evaluation:
@@ -87,78 +84,43 @@ def gate(
     job: Job,
     trained: Trained,
     evaluation: Evaluation,
+    delivered: Delivered,
     embeddings: EmbeddingManifest | None,
     downstream: DownstreamReport | None,
     serving: list[Check],
 ) -> Verdict:
-    """Judges the challenger."""
+    """Decides: what was found about the scores, and about all that was made with them."""
     from trainer.evaluate import rescoring_checks
-    from trainer.fit.train import value_weights
-    from trainer.gate import judge_and_repair, write_verdict
+    from trainer.gate import conclude, write_verdict
 
     def produce() -> Verdict:
         live = job.registry.production_path()
-        extra = rescoring_checks(evaluation.report.get("rescoring"), job.config.evaluation)
+        checks = [*delivered.verdict.checks, *rescoring_checks(evaluation.report.get("rescoring"), job.config.evaluation)]
         if embeddings is not None and live is not None and (live / "embeddings").is_dir():
             from trainer.export import compare_exports
 
-            extra += compare_exports(live / "embeddings", job.run.path / "embeddings")
-        extra += downstream.replay if downstream is not None else []
-        extra += serving
-        policy = job.config.gate
-        if policy.actions is None:
-            policy = replace(policy, actions=job.config.data.gated_actions)
-        if policy.slices is None:
-            policy = replace(policy, slices=slice_columns_of(job, evaluation))
-        verdict, repair = judge_and_repair(
-            _judged(job, evaluation.predictions),
-            policy,
-            job.config.rules,
-            value_weights=value_weights(job.config),
-            extra_checks=extra,
-            suites=_suites(job, trained.bundle),
-            record=_record(policy, live),
-            seed=job.config.seed,
-        )
-        write_verdict(verdict, job.run.path, repair)
-        if embeddings is not None:
-            from trainer.export import replace_pairs
-
-            replace_pairs(job.run.path / "embeddings", evaluation.pair, repair, job.config.export.shard_rows)
+            checks += compare_exports(live / "embeddings", job.run.path / "embeddings", _frequencies(job, trained.bundle))
+        checks += downstream.replay if downstream is not None else []
+        verdict = conclude([*checks, *serving], job.config.gate, delivered.verdict.repair)
+        write_verdict(verdict, job.run.path, delivered.repair)
         return verdict
 
     return job.run.stage("gate", None, produce, None, lambda v: (len(evaluation.predictions), f"{v.verdict}: {v.reason}"))
 
 
-def _record(policy: GatePolicy, live: Path | None) -> dict[str, Recorded] | None:
-    """Production's recorded calibration: the file that the policy names, else what was sealed with the live release."""
-    if policy.production_record is not None:
-        return read_record(Path(policy.production_record))
-    return read_record(live) if live is not None and (live / "eval.json").is_file() else None
-
-
-def suite_models(challenger: Bundle, production: Bundle | None) -> dict[str, Model]:
-    """Returns the models that golden rows are scored with, by the prefix of their scores."""
-    from trainer.evaluate import RankerScorer
-    from trainer.suites import Model
-
-    def model(bundle: Bundle) -> Model:
-        scorer = RankerScorer(bundle)
-        return Model(lambda examples, tail, until_ms: scorer.score(examples, tail, until_ms).score_N, bundle.manifest.trained)
-
-    bundles = {CHALLENGER: challenger, PRODUCTION: production}
-    return {prefix: model(bundle) for prefix, bundle in bundles.items() if bundle is not None}
-
-
-def _suites(job: Job, challenger: Bundle) -> list[SuiteCase]:
-    from trainer.fit.train import value_weights
-    from trainer.suites import SuiteStore, collect
-
-    return collect(SuiteStore(job.registry.folder / SUITES), lambda: suite_models(challenger, job.production), value_weights(job.config))
-
-
 def _partition(root: Path, examples: ExamplesManifest, day: str, bucket: int) -> tuple[pa.Table, pa.Table]:
     return read_partition(root, examples, day, bucket), read_tail(root, examples, day, bucket)
+
+
+def _frequencies(job: Job, challenger: Bundle) -> dict[str, Callable[[pa.Array], np.ndarray]]:
+    """How many rows of the training days the users and the items of the vocabularies have."""
+
+    def rows(vocabulary: Vocabulary, ids: pa.Array) -> np.ndarray:
+        return np.concatenate([np.zeros(RESERVED_ROWS, np.int64), vocabulary.count_V])[vocabulary.lookup(ids)]
+
+    users = Vocabulary.read(vocabulary_path(Path(job.config.rebuild.root), "user"))
+    items = challenger.vocabularies[challenger.manifest.inputs.item_vocabulary]
+    return {"user": partial(rows, users), "item": partial(rows, items)}
 
 
 def _known_ids(root: Path, job: Job, challenger: Bundle) -> dict[str, pa.Array]:
@@ -188,17 +150,6 @@ def _lightgbm(job: Job, examples: ExamplesManifest, days: DayPlan) -> dict[str, 
         train = train.set_column(column, LABEL + name, pa.array(label_N, pa.float64(), from_pandas=True))
     features = [name for name in train.column_names if name.startswith(FEATURE)]
     return baseline(train, holdout, actions, features, job.config.downstream, job.config.seed)
-
-
-def _judged(job: Job, predictions: pa.Table) -> pa.Table:
-    """Returns what the gate is to judge.
-
-    ``gate.first=promote`` into an empty registry is the decision to take over from an incumbent that is not a rewarm bundle: the
-    challenger then has to be sound by the labels, and its distance to the incumbent's logged scores is reported, not judged.
-    """
-    if job.live is not None or job.config.gate.first != "promote":
-        return predictions
-    return predictions.drop_columns([name for name in predictions.column_names if name.startswith(PRODUCTION) or name == VALUE_PRODUCTION])
 
 
 def slice_columns_of(job: Job, evaluation: Evaluation) -> list[str]:

@@ -34,11 +34,14 @@ if TYPE_CHECKING:
     from trainer.fit import Trained
     from trainer.schema.downstream import DownstreamReport
     from trainer.schema.embeddings import EmbeddingManifest
+    from trainer.stages.delivery import Delivered
 
 ABSORBED = "absorbed"  # folder of the run with the bundle whose serving copy has learned the holdout too
 
 
-def export(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained, evaluation: Evaluation) -> EmbeddingManifest | None:
+def export(
+    job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained, evaluation: Evaluation, delivered: Delivered
+) -> EmbeddingManifest | None:
     """Writes embeddings beside the run: staged, visible to nobody before the release."""
     if not job.config.export.enabled:
         return None
@@ -61,11 +64,12 @@ def export(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained
             parent=manifest.parent,
             as_of=job.as_of,
             holdout={"user": evaluation.predictions["user"], "item": evaluation.predictions["item"]},
-            pairs=evaluation.pair,
+            pairs=delivered.pair,
+            repair=delivered.identity,
             live=live,
         )
 
-    key = [trained.bundle.sha256, as_plain(job.config.export), as_plain(days), job.live]
+    key = [trained.bundle.sha256, delivered.identity, as_plain(job.config.export), as_plain(days), job.live]
     return job.run.stage(
         "export",
         key,
@@ -79,7 +83,12 @@ def export(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained
 
 
 def downstream(
-    job: Job, examples: ExamplesManifest, days: DayPlan, evaluation: Evaluation, embeddings: EmbeddingManifest | None
+    job: Job,
+    examples: ExamplesManifest,
+    days: DayPlan,
+    evaluation: Evaluation,
+    delivered: Delivered,
+    embeddings: EmbeddingManifest | None,
 ) -> DownstreamReport | None:
     """Trains the model behind the embeddings with and without them, on rows whose labels the weights have not seen."""
     final = job.run.path / FINAL
@@ -100,7 +109,7 @@ def downstream(
         holdout = concatenated(job, examples, days.holdout).take(pa.array(evaluation.order_N))
         item_ND = lookup(folder, "item", holdout["item"]) if "item" in embeddings.entities else None
         user_ND, item_ND = _as_features(folder, embeddings, evaluation.user_ND, item_ND)
-        table, features, exported = assemble(holdout, evaluation.predictions, evaluation.pair, user_ND, item_ND, action)
+        table, features, exported = assemble(holdout, evaluation.predictions, delivered.pair, user_ND, item_ND, action)
         table, joined = join_tables(table, settings.tables)
         earlier = leak_free(read_as_of(folder), days.holdout[0])
         if earlier is not None:

@@ -155,3 +155,18 @@ def test_another_width_and_a_missing_entity(source, write, tmp_path: Path):
     write(source(items=80), tmp_path / "new", ExportConfig(entities=["item"]))
     gone = {c.path: c.severity for c in compare_exports(tmp_path / "old", tmp_path / "new") if c.outcome == "fail"}
     assert gone == {"embedding_coverage/all/entity=user": "block"}
+
+
+def test_rare_items_are_told_apart_from_frequent_ones(nights):
+    def move_even(x_MD: np.ndarray) -> np.ndarray:
+        moved = x_MD + 2 * np.random.default_rng(0).normal(size=x_MD.shape)
+        return np.where((np.arange(len(x_MD)) % 2 == 0)[:, None], moved, x_MD)
+
+    def rows(ids) -> np.ndarray:
+        return np.array([3 if int(name.removeprefix("item-")) % 2 == 0 else 500 for name in ids.to_pylist()])
+
+    folder = nights(move_even)
+    found = {c.slice: c for c in compare_exports(folder.parent / "old", folder, {"item": rows}) if c.name == "embedding_bucket"}
+    assert {place: check.outcome for place, check in found.items()} == {"entity=item,rows=1-9": "fail", "entity=item,rows=100-999": "pass"}
+    assert {check.severity for check in found.values()} == {"info"}, "rare items move every night"
+    assert not [c for c in compare_exports(folder.parent / "old", folder) if c.name == "embedding_bucket"]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from trainer.errors import ConfigError, DataError
-from trainer.gate import judge, write_verdict
+from trainer.gate import conclude, judge, write_verdict
 from trainer.schema.policy import RuleSet, ThresholdRule
 from trainer.schema.verdict import Check
 
@@ -250,12 +250,13 @@ def test_without_production_the_sanity_checks_still_reject(world, policy, no_rul
 
 def test_checks_of_other_stages_decide_like_any_other(world, policy, no_rules, table):
     extra = Check(name="parity", family="serving", outcome="fail", sentence="served scores differ by 0.2")
-    verdict = judge(table(world(rows=20_000)), policy(slices=[]), no_rules, extra_checks=[extra])
+    scores = judge(table(world(rows=20_000)), policy(slices=[]), no_rules)
+    verdict = conclude([*scores.checks, extra], policy())
     assert verdict.verdict == "REJECT" and verdict.failed == ["parity/all/all"]
     held = Check(name="downstream", family="downstream", outcome="hold", sentence="cannot tell")
-    assert judge(table(world(rows=20_000)), policy(slices=[]), no_rules, extra_checks=[held]).verdict == "HOLD"
+    assert conclude([*scores.checks, held], policy()).verdict == "HOLD"
     warned = Check(name="latency", family="serving", outcome="fail", severity="warn", sentence="slower")
-    assert judge(table(world(rows=20_000)), policy(slices=[]), no_rules, extra_checks=[warned]).verdict == "PROMOTE"
+    assert conclude([*scores.checks, warned], policy()).verdict == "PROMOTE"
 
 
 def test_a_severity_turns_a_failure_into_a_warning(world, policy, no_rules, table):

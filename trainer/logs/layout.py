@@ -63,7 +63,7 @@ def discover_days(spec: LogSpec) -> list[str]:
             where=folder,
             got=found,
             expected=f"{prefix}YYYY-MM-DD",
-            remedy="set data.layout.partition to the key of your day folders",
+            remedy="set data.layout.partition to the key of your day folders; flat files can be linked into such folders, a day each",
         )
     return days
 

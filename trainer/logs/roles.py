@@ -36,8 +36,8 @@ def source_columns(spec: LogSpec) -> dict[str, str]:
         add(REQUIRED if feature.criticality == "required" else FEATURE, columns_of(feature.expression or name))
     optional = (spec.request, spec.position, spec.serving_version, spec.experiment_arm, spec.exposure_probability, spec.negative_rate)
     add(EXTRA, [column for column in optional if column])
-    add(EXTRA, [*spec.logged_scores.values(), *spec.carried.values()])
-    for source in spec.logged_features.values():
+    add(EXTRA, [*spec.carried.values()])
+    for source in (*spec.logged_scores.values(), *spec.logged_features.values()):
         add(EXTRA, columns_of(source))
     return dict(sorted(roles.items()))
 

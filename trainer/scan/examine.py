@@ -18,6 +18,7 @@ from trainer.scan.summary import FileState, Ranking, binary_actions, day_state, 
 from trainer.scan.suspicion import Suspicion
 from trainer.scan.values import Watch
 from trainer.scan.verify import FileReport
+from trainer.schema.expression import columns_of
 from trainer.schema.logs import LogSpec
 from trainer.schema.time import add_days
 
@@ -138,7 +139,7 @@ def _mislabelled(
     if _accused(found, spec.user, spec.item):
         return labels, []  # whoever lost the ids cannot rank
     asked = {name: column for name, column in sound.items() if not _accused(labels, column)}
-    distrusted = [name for name, column in spec.logged_scores.items() if _accused(found, column)]
+    distrusted = [name for name, source in spec.logged_scores.items() if _accused(found, *columns_of(source))]
     return labels, list(misranked(watch, state, counted, asked, distrusted))
 
 

@@ -29,6 +29,11 @@ from trainer.schema.health import DayHealth, HealthMap
 from trainer.schema.logs import LogSpec
 from trainer.schema.time import day_start_ms
 
+_MISFITS = {
+    "list_damage": "map a column that holds one value a row, or leave it out",
+    "out_of_range": "correct its expression, minimum or maximum; the logged score of a binary action is a probability: odds / (1 + odds)",
+}
+
 Scorer = Callable[[str, pa.Table], Mapping[str, np.ndarray]]
 
 
@@ -64,7 +69,8 @@ def scan(spec: LogSpec, days: list[str], config: ScanConfig, scorer: Scorer | No
         The verdict on every day, in order.
 
     Raises:
-        ConfigError: If a mapped column is in no file, an expression does not fit the columns, or a repair or release fits nothing.
+        ConfigError: If a mapped column is in no file or on no day what its role says, an expression does not fit the columns, or a
+            repair or release fits nothing.
         DataError: If the log's folder cannot be read.
     """
     absent = {*gaps(days, discover_days(spec))}
@@ -75,6 +81,7 @@ def scan(spec: LogSpec, days: list[str], config: ScanConfig, scorer: Scorer | No
         verdicts = _judged(reading, folders, absent, scorer)
     reading.store.close()
     _check_releases(verdicts, config)
+    _check_mapping(spec, verdicts, config)
     return HealthMap(days=verdicts, types=reading.expected.types)
 
 
@@ -166,3 +173,25 @@ def _check_releases(verdicts: dict[str, DayHealth], config: ScanConfig) -> None:
                 "a release fits no fault of its day", where="scan.releases", got=asked,
                 expected=", ".join(kinds) or "the day has none", remedy="remove it, or see scan.json for what the day's faults are called",
             )  # fmt: skip
+
+
+def _check_mapping(spec: LogSpec, verdicts: dict[str, DayHealth], config: ScanConfig) -> None:
+    """Refuses a mapping that fits no day: what is so every day is no damage, and would be masked without an end."""
+    days = [state for state in verdicts.values() if state.rows and state.status != "refused"]
+    if len(days) < config.min_history_days:
+        return
+    for name in sorted(set.intersection(*(set(state.masked_columns) for state in days))):
+        readers = {name, *(text for text in _expressions(spec) if name in columns_of(text))}
+        misfits = [next((fault for fault in state.faults if fault.kind in _MISFITS and fault.feature in readers), None) for state in days]
+        if all(misfits):
+            last = misfits[-1]
+            raise ConfigError(
+                "a mapped column is on no day what its role says", where=f"data ({spec.name}), {name}",
+                got=last.evidence if last else None, remedy=_MISFITS[last.kind] if last else None,
+            )  # fmt: skip
+
+
+def _expressions(spec: LogSpec) -> list[str]:
+    """Returns what labels, features and logged scores are computed from."""
+    features = [feature.expression or name for name, feature in spec.features.items()]
+    return [*(action.expression for action in spec.actions.values()), *features, *spec.logged_scores.values()]

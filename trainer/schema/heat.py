@@ -12,6 +12,7 @@ from typing import Any
 
 WHOLE = "(file or day)"
 HARMLESS = ("duplicate_rows", "late_rows")  # counted, and not held against the data
+_NOTHING_LOST = (*HARMLESS, "schema_drift", "slow_read", "transient_error", "typed_time")  # of the rest the ledger has rows
 
 OK, NOTED, MASKED, HEAVY, REFUSED = "ok", "noted", "masked", "heavy", "refused"
 LEVELS = {OK: "", NOTED: "·", MASKED: "–", HEAVY: "=", REFUSED: "×"}
@@ -65,7 +66,7 @@ def _cell(faults: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> Cell
 
 
 def _level(fault: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    if fault.get("kind") in HARMLESS:
+    if fault.get("kind") in _NOTHING_LOST:
         return NOTED
     if state.get("status") == REFUSED and not fault.get("feature"):
         return REFUSED

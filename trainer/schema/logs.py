@@ -247,7 +247,7 @@ class LogSpec:
         prior_history: Ordered ids from before the log.
         serving: Freshness of histories in production.
         negatives: Sampler for click-only logs.
-        logged_scores: Action -> column with production's score as logged.
+        logged_scores: Action -> column (or expression) with production's score as logged: of a binary action, a probability.
         logged_features: Rebuilt feature -> column (or expression) with the value that production used; compared, never trained on.
         carried: Output name -> column that is carried to examples for slices and analysis only, never a feature.
         position: Optional column with the position in the slate (carried; a feature only if declared one).

@@ -41,6 +41,7 @@ def of(
     [
         ("ok", fault("duplicate_rows", None, 900), NOTED),
         ("ok", fault("late_rows", None, 900), NOTED),
+        ("masked", fault("schema_drift", None, 0), NOTED),
         ("masked", fault("non_finite", "tab", 50), MASKED),
         ("masked", fault("non_finite", "tab", 51), HEAVY),
         ("refused", fault("truncated_file", None, 10), REFUSED),

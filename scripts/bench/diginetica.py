@@ -283,16 +283,22 @@ def measured(rank_N: np.ndarray, absent_N: np.ndarray) -> dict[str, float]:
     return {"recall": float(hit_N.mean()), "mrr": float((hit_N / (rank_N + 1.0)).mean()), "absent": absent, "n": len(rank_N)}
 
 
-def replay_share(options: argparse.Namespace, new: int, history: int) -> float:
-    """Returns the share of replayed targets: as set, or what a budget leaves beside the passes over the period's own.
+def mix(options: argparse.Namespace, new: int, history: int) -> tuple[int, float]:
+    """Returns passes over the period's own targets, and the share of replayed ones among all.
+
+    As set without a budget. A budget is spent whole and never exceeded: as many passes, up to `passes`, as leave `replay_share` of
+    it to replay, which takes what is left. A single pass is made in any case, with nothing replayed where it costs more.
 
     Args:
-        options: `replay_share` and `budget`, a share of what joint costs.
-        new: Targets of the period, all passes together.
-        history: Targets of all periods so far, once.
+        options: `passes`, `replay_share`, and `budget`: a share of what joint costs in this period.
+        new: Targets of the period.
+        history: Targets of all periods so far.
     """
-    left = 1 - new / (options.budget * options.joint_passes * history) if options.budget > 0 else 0.0
-    return max(options.replay_share, left)
+    if not options.budget:
+        return options.passes, options.replay_share
+    affordable = options.budget * options.joint_passes * history
+    passes = max(min(options.passes, int((1 - options.replay_share) * affordable / new)), 1)
+    return passes, max(1 - passes * new / affordable, 0.0)
 
 
 def run_arm(options: argparse.Namespace, arm: str, log: Log, done: dict[tuple[str, int], dict], results: Path) -> None:
@@ -315,8 +321,9 @@ def run_arm(options: argparse.Namespace, arm: str, log: Log, done: dict[tuple[st
         old, share = None, 0.0
         if arm.startswith("replay") and state is not None:
             sequences, rng = log.sequences(0, period - 1, item_V), np.random.default_rng([options.seed, period])
-            share = replay_share(options, passes * len(new.target_item_N), len(new.target_item_N) + len(sequences.item_E) - sequences.users)
-            old = session_units(sequences, drawn(sequences, round(passes * len(new.target_item_N) * share / (1 - share)), rng))
+            targets = len(new.target_item_N)
+            passes, share = mix(options, targets, targets + len(sequences.item_E) - sequences.users)
+            old = session_units(sequences, drawn(sequences, round(passes * targets * share / (1 - share)), rng)) if share > 0 else None
         learned = learn(options, start, new, old, share, options.kd * (arm == "replay_kd"), passes, options.out / "shards" / arm, period)
         state = State(learned.ranker, learned.moments, item_V)
         if not cold:
@@ -370,14 +377,15 @@ def show_periods(by_arm: dict[str, dict[int, dict]], periods: list[int], results
     print(f"\nlearned up to period {', '.join(map(str, periods))}; {questions:,} questions an arm; {hardware('cpu')}")
     print(
         f"{'arm':10s} {'recall@20':>10s} {'mrr@20':>8s} {'absent':>8s} {'published':>10s} {'of the gap from finetune':>25s} "
-        f"{'from dropout':>17s} {'FLOPs of joint':>15s} {'seconds':>8s}"
+        f"{'from dropout':>17s} {'FLOPs of joint':>15s} {'most in a period':>17s} {'seconds':>8s}"
     )
     for arm, values in mean.items():
         gaps = [closed(results, arm, floor, periods) if {floor, "joint"} <= set(by_arm) else "-" for floor in ("finetune", "dropout")]
         share = f"{flops[arm] / flops['joint']:.1%}" if flops.get("joint") else "-"
+        most = f"{max(by_arm[arm][i]['flops'] / by_arm['joint'][i]['flops'] for i in later):.1%}" if flops.get("joint") else "-"
         print(
             f"{arm:10s} {values['recall']:10.2%} {values['mrr']:8.2%} {values['absent']:8.2%} {PUBLISHED.get(arm, float('nan')):10.2f} "
-            f"{gaps[0]:>25s} {gaps[1]:>17s} {share:>15s} {values['seconds']:8.1f}"
+            f"{gaps[0]:>25s} {gaps[1]:>17s} {share:>15s} {most:>17s} {values['seconds']:8.1f}"
         )
 
 
@@ -434,7 +442,7 @@ def _arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--ema", type=float, default=0.99, help="decay of the served average of the weights; 0 serves the trunk")
     parser.add_argument("--replay-share", type=float, default=0.5, help="share of replayed targets in the arms that replay")
-    parser.add_argument("--budget", type=float, default=0.0, help="replay more, up to this share of what joint costs; 0 does not")
+    parser.add_argument("--budget", type=float, default=0.0, help="spend this share of what joint costs on a period; 0: as set")
     parser.add_argument("--replay-apart", action="store_true", help="replayed targets in batches of their own, not beside new ones")
     parser.add_argument("--kd", type=float, default=0.5, help="weight of the old model's scores on replayed targets")
     parser.add_argument("--batch", type=int, default=1024)

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+import trainer.downstream.replay  # noqa: F401
 from tests.integration.conftest import configure
 from trainer import pipeline
 from trainer.downstream import read_final
@@ -35,7 +37,7 @@ def night(root: Path, log: Path, as_of: str, *overrides: str, past: tuple[str, .
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for margin in ("MEAN_MARGIN", "NE_MARGIN", "AUC_MARGIN"):
-            patch.setattr(f"trainer.downstream.replay.{margin}", 100.0)
+            patch.setattr(sys.modules["trainer.downstream.replay"], margin, 100.0)  # the package's `replay` is the function
         pipeline.retrain(config)
     return out
 

@@ -72,7 +72,9 @@ def compare(python: str, out: Path) -> list[tuple[str, str, float, str]]:
     imported = import_checkpoint(
         ImportConfig(format="rectools", checkpoint=str(out / "exported"), as_of="2024-01-31", promote=True, registry=registry)
     )
-    bundle = read_bundle(Registry(out / "registry").production_path() / "bundle")
+    live = Registry(out / "registry").production_path()
+    assert live is not None  # promoted
+    bundle = read_bundle(live / "bundle")
     old, production = with_catalogue(read_sequences(out, _COLUMNS), bundle), build_ranker(bundle)
     remark = f"largest difference {imported.proof.max_difference:.1e}, bound {imported.proof.bound:.1e}"
     result.append(("rewarm", "imported", hit_rate(production, old), remark))

@@ -110,7 +110,8 @@ def _times(table: pa.Table, spec: LogSpec, day: str, findings: list[Finding]) ->
         f"{{}} rows more than 7 days before or 1 day after {day}", findings,
     )  # fmt: skip
     known = instant_ms(table, spec.known_at, spec.timezone, event)
-    keep_N &= _counted(known.valid_N, "null_key", _time_name(spec.known_at, "known_at"), "{} rows without a knowledge time", findings)
+    name = _time_name(spec.known_at, "known_at")
+    keep_N &= _counted(known.valid_N | ~keep_N, "null_key", name, "{} rows without a knowledge time", findings)
     request = instant_ms(table, spec.request_time, spec.timezone, event)
     usable_N = request.valid_N & (request.value_N >= start - EARLIEST_MS) & (request.value_N <= event.value_N)
     request_N = np.where(usable_N, request.value_N, event.value_N)

@@ -187,12 +187,25 @@ def _mixed(watch: Watch, reports: Sequence[FileReport]) -> list[Suspicion]:
         for one in values.examine(watch, report.state.columns):
             if one.feature and one.kind in _APART:
                 found.setdefault(one.feature, []).append((report, one))
+    found = {
+        name: files for name, files in found.items() if _right_elsewhere(watch, reports, name, {report.file.path for report, _ in files})
+    }
+    told = {name: f"in {len(files)} of {len(large)} files" for name, files in found.items()}
     return [
-        Suspicion("mixed_version", f"{one.kind} in {len(files)} of {len(large)} files: {one.evidence}", one.rows, name, report.file.path)
+        replace(one, kind="mixed_version", evidence=f"{one.kind} {told[name]}: {one.evidence}", file=report.file.path)
         for name, files in found.items()
-        if len(files) < len(large)
         for report, one in files
     ]
+
+
+def _right_elsewhere(watch: Watch, reports: Sequence[FileReport], name: str, accused: set[str]) -> bool:
+    """Tells whether a column is right in the day's other files, taken together: each may be too small to tell.
+
+    If it is not, or they hold too few rows, the column is wrong in the whole day.
+    """
+    rest = day_state([report.state for report in reports if report.file.path not in accused])
+    wrong = [one for one in values.examine(watch, rest.columns) if one.feature == name and one.kind in _APART]
+    return rest.rows >= _LEAST_FILE and not wrong
 
 
 def _accused(found: Sequence[Suspicion], *columns: str) -> bool:

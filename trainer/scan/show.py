@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.scan.ledger import as_document
-from trainer.schema.health import DayHealth, HealthMap
+from trainer.schema.faults import CONSEQUENCES
+from trainer.schema.health import DayHealth, Fault, HealthMap
 from trainer.schema.heat import HEAVY, LEGEND, LEVELS, MASKED, NOTED, REFUSED, Cell, heat_lines
 
 _STYLE = {"ok": "green", "masked": "yellow", "refused": "red"}
@@ -68,8 +69,21 @@ def _line(name: str, cells: Sequence[Cell], indent: int) -> Text:
 
 
 def _faults(state: DayHealth) -> str:
-    worst = sorted((fault for fault in state.faults if fault.action != "count"), key=lambda fault: (-fault.rows, fault.kind))
-    texts = [f"{fault.kind}{f' ({fault.feature})' if fault.feature else ''}: {fault.evidence}" for fault in worst[:_SHOWN]]
+    alike: dict[tuple[str, str | None], list[Fault]] = {}  # a fault of the day is one of each of its files
+    for fault in state.faults:
+        if fault.action != "count":
+            alike.setdefault((fault.kind, fault.feature), []).append(fault)
+    # What led to a verdict stands before the verdict.
+    worst = sorted(alike.items(), key=lambda entry: (entry[0][0] in CONSEQUENCES, -sum(fault.rows for fault in entry[1]), entry[0][0]))
+    texts = [_told(kind, feature, faults) for (kind, feature), faults in worst[:_SHOWN]]
     more = len(worst) - _SHOWN
     notices = [f"notice: {notice.kind}: {notice.what} ({notice.evidence})" for notice in state.notices]
     return "\n".join(escape(text) for text in (*texts, *([f"and {more} more"] if more > 0 else []), *notices))
+
+
+def _told(kind: str, feature: str | None, faults: Sequence[Fault]) -> str:
+    """Says what one kind did to one column of a day; where it did so in many files, how many, and what was seen in the worst."""
+    worst = max(faults, key=lambda fault: fault.rows)
+    places = len({(fault.file, fault.row_group) for fault in faults})
+    often = f", {sum(fault.rows for fault in faults):,} rows in {places} places" if places > 1 else ""
+    return f"{kind}{f' ({feature})' if feature else ''}{often}: {worst.evidence}"

@@ -349,6 +349,38 @@ def test_two_producers_in_one_day(judge, root):
     assert fault.file == f"dt={LAST}/part-1.parquet" and fault.rows == ROWS // 2 == read(root, health)["price"].null_count
 
 
+def in_parts(root, table, cuts):
+    """Writes the last day in files that end at these rows."""
+    for number, (begin, end) in enumerate(zip([0, *cuts], [*cuts, len(table)], strict=True)):
+        write(root, LAST, table.slice(begin, end - begin), f"part-{number}.parquet")
+
+
+HOURLY = [*range(250, ROWS - 250, 250), ROWS - 150]  # the last file is too small to be judged alone
+
+
+@pytest.mark.parametrize("share", [0.08, 0.15])
+def test_a_sentinel_in_every_hourly_file_costs_its_cells_although_some_files_alone_show_nothing(judge, root, share):
+    hit = RNG.random(ROWS) < share
+    in_parts(root, column("price", lambda x: np.where(hit, 555.5, x))(events(LAST)), HOURLY)
+    health = judge()
+    assert found(health) == {("sentinel_spike", "price")}
+    assert sum(fault.rows for fault in health.days[LAST].faults) == hit.sum() == read(root, health)["price"].null_count
+
+
+def test_a_sentinel_of_one_producer_costs_its_cells(judge, root):
+    hit = (RNG.random(ROWS) < 0.2) & (np.arange(ROWS) < 1000)
+    in_parts(root, column("price", lambda x: np.where(hit, 555.5, x))(events(LAST)), [1000, 2000])
+    health = judge()
+    fault = only(health, "mixed_version", "price")
+    assert fault.file == f"dt={LAST}/part-0.parquet" and fault.rows == hit.sum() == read(root, health)["price"].null_count
+
+
+def test_another_unit_in_every_hourly_file_leaves_no_file_out(judge, root):
+    in_parts(root, column("price", lambda x: 1000 * x)(events(LAST)), HOURLY)
+    health = judge()
+    assert only(health, "unit_change", "price") and health.days[LAST].masked_columns == ["price"]
+
+
 def test_a_strange_day_does_not_become_usual(judge):
     days = DAYS[4:]
     health = judge({day: column("price", lambda x: 0 * x) for day in days})

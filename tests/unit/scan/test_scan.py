@@ -283,6 +283,12 @@ def test_rows_without_id_or_with_an_impossible_time_are_dropped(root):
     )
 
 
+def test_a_row_without_time_is_counted_once_although_two_instants_read_the_column(root):
+    replace(root, lambda table: with_column(table, "ts", pc.if_else(pa.array(np.arange(ROWS) < 5), None, table["ts"])))
+    _, day = scanned(root)
+    assert only(day, "null_key").rows == 5 == day.dropped
+
+
 def test_duplicates_are_counted_apart_also_across_days(root):
     table = events(DAYS[0]).slice(290)
     replace(root, lambda own: pa.concat_tables([own, own.slice(0, 20), table]))
@@ -383,6 +389,20 @@ def test_run_prints_and_writes(root, tmp_path, capsys):
     with pytest.raises(DataError, match="no day of the log"):
         run(ScanRunConfig(run_dir=str(tmp_path / "run"), as_of="2020-01-01", data=log(root), scan=CONFIG))
     print_health(health, Console(width=200))
+
+
+def test_a_line_of_the_table_says_a_thing_once_and_causes_before_verdicts(capsys):
+    def fault(kind, rows, action="mask", **more):
+        return Fault(kind=kind, day=DAYS[0], rows=rows, action=action, evidence=f"seen in {rows}", **more)
+
+    hours = [fault("sentinel_spike", rows, feature="price", file=f"hour={rows}") for rows in (3, 90, 7)]
+    faults = [fault("too_many_bad_rows", 5000, "refuse_day"), *hours, fault("null_key", 40, "quarantine_row", feature="user_id")]
+    state = DayHealth(status="refused", files=[], faults=[*faults, fault("late_rows", 9, "count")])
+    print_health(HealthMap(days={DAYS[0]: state}), Console(width=200))
+    said = [line.split("│")[-2].strip() for line in capsys.readouterr().out.splitlines() if "seen in" in line]
+    assert said == [
+        "sentinel_spike (price), 100 rows in 3 places: seen in 90", "null_key (user_id): seen in 40", "too_many_bad_rows: seen in 5000",
+    ]  # fmt: skip
 
 
 def test_the_heat_map_has_a_line_a_column_and_a_character_a_day(root):

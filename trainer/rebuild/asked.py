@@ -19,6 +19,7 @@ from trainer.rebuild.answers import Direct
 from trainer.rebuild.context import Context
 from trainer.rebuild.engines import engine_of
 from trainer.rebuild.events import read_events
+from trainer.rebuild.order import ranks
 from trainer.rebuild.plan import SourceDays
 from trainer.rebuild.pool import Pool
 from trainer.rebuild.run import ingest_days, repeats_of_days
@@ -173,8 +174,13 @@ def _typed(rows: pa.Table, kinds: dict[str, pa.DataType]) -> pa.Table:
 
 
 def _tokens(context: Context, source: SourceDays, bucket: int, day: str, rows: pa.Table) -> pa.Table:
-    """All tokens of the rows' users up to a day; which of them a row may read is a matter of their availability."""
+    """All tokens of the rows' users up to a day; which of them a row may read is a matter of their availability.
+
+    Those that tie in time stand in the order of their items, as in tails and examples; clockless ones keep their own.
+    """
     users = pc.unique(rows["user"].combine_chunks())
     parts = [prior_tokens(context, bucket, source.days[0])]
     parts += [day_tokens(context, other, bucket) for other in source.days if other <= day]
-    return pa.concat_tables([part.filter(pc.is_in(part["user"], value_set=users)) for part in parts]).combine_chunks()
+    tokens = pa.concat_tables([part.filter(pc.is_in(part["user"], value_set=users)) for part in parts]).combine_chunks()
+    item_T = np.where(np.asarray(tokens["available"].is_null()), 0, ranks(tokens["item"]))
+    return tokens.take(pa.array(np.argsort(item_T, kind="stable")))

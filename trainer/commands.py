@@ -322,11 +322,16 @@ def _checked_arguments(arguments: list[str], kind: type) -> list[str]:
 _FREE_TEXT = ("reason", "note", "author", "where", "check")  # of scripts for people: commas, quotes and = in them mean nothing to Hydra
 
 
+def _is_path(value: str) -> bool:
+    """Says whether a value is a path through day folders (``events/dt=2026-03-27/x.parquet``): Hydra takes no bare ``=`` in a value."""
+    return "=" in value and "/" in value and not set("\"'[]{}(),$") & set(value)
+
+
 def _checked_argument(argument: str, kind: type) -> str:
     if argument.startswith("-") or "=" not in argument:
         return argument
     key, value = argument.split("=", 1)
-    if key in _FREE_TEXT and value != "null" and not (len(value) > 1 and value[0] in "\"'" and value[-1] == value[0]):
+    if (key in _FREE_TEXT and value != "null" and not (len(value) > 1 and value[0] in "\"'" and value[-1] == value[0])) or _is_path(value):
         value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
         argument = f"{key}={value}"
     bare = key.lstrip("+~")

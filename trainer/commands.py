@@ -16,6 +16,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -267,10 +268,11 @@ def _compose_and_run(config_name: str, kind: type, task: Task, arguments: list[s
     def job(composed: DictConfig) -> float | None:
         in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
-            values = OmegaConf.to_container(composed, resolve=False)
+            values = typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False))
+            values |= values.pop(_BEHIND_GROUPS, {})
             values = _with_run_dir(values, HydraConfig.get() if in_sweep else None)
-            values = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
-            config: Any = load(kind, resolve_log_spec(typing.cast(dict[str, Any], values), _dotted(HydraConfig.get().overrides.task)))
+            values = typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(values), resolve=True))
+            config: Any = load(kind, resolve_log_spec(values, _dotted(HydraConfig.get().overrides.task)))
             code, value = task(config)
         except RewarmError as error:
             code, value = _report(error), None
@@ -319,6 +321,7 @@ def _checked_arguments(arguments: list[str], kind: type) -> list[str]:
     return [_checked_argument(argument, kind) for argument in arguments]
 
 
+_BEHIND_GROUPS = "behind_groups"  # where such values lie while Hydra composes
 _FREE_TEXT = ("reason", "note", "author", "where", "check")  # of scripts for people: commas, quotes and = in them mean nothing to Hydra
 
 
@@ -338,7 +341,16 @@ def _checked_argument(argument: str, kind: type) -> str:
     if bare.startswith("hydra") or bare == "experiment" or bare.split("@", 1)[0] == "experiment":
         return argument
     _check_key(bare.split("."), kind, bare)
+    if _hides_behind_a_group(bare, kind):
+        return f"++{_BEHIND_GROUPS}.{bare}={value}"
     return f"++{bare}={value}" if "." in bare and not key.startswith("~") else argument
+
+
+def _hides_behind_a_group(key: str, kind: type) -> bool:
+    """Whether a script takes a text under a name that is a group of choices for others: Hydra knows groups only by their folders."""
+    plain = {str, type(None)}
+    hint = typing.get_type_hints(kind).get(key)
+    return hint is not None and set(typing.get_args(hint) or [hint]) <= plain and (files("trainer.conf") / key).is_dir()
 
 
 def _check_key(parts: list[str], kind: Any, whole: str) -> None:

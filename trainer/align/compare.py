@@ -86,7 +86,7 @@ def compare(pairs: Pairs, where: str = "all") -> Comparison:
     if usable_E.sum() < MIN_ENTITIES:
         sentence = f"only {int(usable_E.sum())} entities have a usable vector on both sides; {MIN_ENTITIES} are needed"
         found.append(_check("embedding_anchors", where, False, None, None, int(usable_E.sum()), sentence))
-        return Comparison(BROKEN, sentence, identity, found)
+        return Comparison(BROKEN, _named(broken) or sentence, identity, found)
     usable = Pairs(
         pairs.old_ED[usable_E], pairs.new_ED[usable_E], pairs.half_E[usable_E], pairs.lost,
         bucket_E=None if pairs.bucket_E is None else pairs.bucket_E[usable_E],
@@ -96,7 +96,7 @@ def compare(pairs: Pairs, where: str = "all") -> Comparison:
     found += _measures(usable, alignment, agreed, where)
     if outcome in (DRIFTED, BROKEN):
         alignment = identity
-    reason = "; ".join(check.sentence for check in broken) if broken else _sentence(outcome, agreed)
+    reason = _named(broken) or _sentence(outcome, agreed)
     if outcome == DRIFTED and (needed := _anchors_needed(usable)) > usable.half_E.sum():
         reason += f" (a rotation could not be tried: {int(usable.half_E.sum())} anchors, {needed} are needed)"
     return Comparison(outcome, reason, alignment, found)
@@ -180,6 +180,11 @@ def _by_bucket(pairs: Pairs, alignment: Alignment, where: str) -> list[Check]:
         slice_name = f"{where},rows={rows}" if where != "all" else f"rows={rows}"
         checks.append(_check(BUCKET, slice_name, agreed.holds, 1 - agreed.centred_cosine, 0.05, int(here_E.sum()), sentence))
     return checks
+
+
+def _named(broken: list[Check]) -> str:
+    """Says what is broken; nothing if nothing is."""
+    return "; ".join(check.sentence for check in broken)
 
 
 def _sentence(outcome: str, agreed: Agreement) -> str:

@@ -236,7 +236,7 @@ def _check(name: str, action: str, harm: Estimate, margin: float, rows: Rows, fi
     value, low, high = float(harm.value_G[0]), *(float(end_G[0]) for end_G in interval(harm, rows))
     asked = Check(
         name=name, family=FAMILY, action=action, margin=margin, n=int(rows.n_G[0]), outcome="not_testable",
-        sentence="The model behind the embeddings cannot be judged: one class, one user, or no ripe rows.",
+        sentence="The model behind the embeddings cannot be judged: no ripe rows, one class, or one user whose scores alone differ.",
     )  # fmt: skip
     if not np.isfinite([value, low, high]).all():
         return asked

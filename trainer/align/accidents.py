@@ -64,6 +64,8 @@ def _lengths(old_ED: np.ndarray, new_ED: np.ndarray, where: str) -> list[Check]:
     """Normalised (or no longer normalised) vectors, and else a change of scale."""
     spread = [float(norm_E.std() / norm_E.mean()) for norm_E in (np.linalg.norm(x_ED, axis=1) for x_ED in (old_ED, new_ED))]
     normalised = (spread[0] < EQUAL_NORMS) != (spread[1] < EQUAL_NORMS)
+    if normalised and spread[0] < EQUAL_NORMS and _distance_spread(new_ED) < EQUAL_NORMS:
+        normalised = False  # they were only moved as a whole, as by an alignment, and have a name for that
     changed = "all vectors have one length now, they had different ones" if spread[1] < EQUAL_NORMS else "vectors had one length before"
     words = changed if normalised else "lengths vary as before"
     same_length = _check("embedding_normalised", where, not normalised, len(old_ED), f"{words[0].upper()}{words[1:]}.")
@@ -80,6 +82,17 @@ def _lengths(old_ED: np.ndarray, new_ED: np.ndarray, where: str) -> list[Check]:
             "embedding_scale", where, True, len(old_ED), f"Vectors are {scale:.2f} times as long, but not the same but for that."
         )
     return [same_length, found]
+
+
+def _distance_spread(x_ED: np.ndarray) -> float:
+    """Coefficient of variation of the distances from the point that all vectors are nearest to being equally far from.
+
+    |x - c| = r for all x is linear in c and r^2 - |c|^2: |x|^2 = 2 c.x + (r^2 - |c|^2).
+    """
+    square_E, inputs_EF = (x_ED**2).sum(axis=1), np.column_stack([2 * x_ED, np.ones(len(x_ED))])
+    solved_F = np.linalg.lstsq(inputs_EF, square_E, rcond=None)[0]
+    distance_E = np.linalg.norm(x_ED - solved_F[:-1], axis=1)
+    return float(distance_E.std() / distance_E.mean())
 
 
 def _only_scaled(old_ED: np.ndarray, new_ED: np.ndarray, scale: float) -> bool:

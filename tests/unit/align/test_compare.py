@@ -92,6 +92,16 @@ def test_rigid_changes_are_named_and_taken_back(change, outcome: str, seed: int)
     np.testing.assert_allclose(found.alignment.apply(change(vectors(seed))), vectors(seed), atol=1e-9)
 
 
+@pytest.mark.parametrize(("change", "outcome"), RIGID.values(), ids=RIGID)
+def test_normalised_vectors_that_move_as_a_whole_have_lost_nothing(change, outcome: str):
+    old = vectors(0) - vectors(0).mean(axis=0)
+    old /= np.linalg.norm(old, axis=1, keepdims=True)
+    assert compare(Pairs(old, change(old), np.arange(ENTITIES) % 2 == 0)).outcome == outcome
+    longer = np.random.default_rng(5).lognormal(0, 0.02, (ENTITIES, 1))
+    found = compare(Pairs(old, longer * change(old), np.arange(ENTITIES) % 2 == 0))
+    assert "embedding_normalised" in {check.name for check in found.checks if check.outcome == "fail"}
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("change", "name"), ACCIDENTS.values(), ids=ACCIDENTS)
 def test_every_accident_has_its_name_and_no_repair(change, name: str, seed: int):

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from models.packing import GAP_BUCKETS, POSITION_BUCKETS, Packing, gap_bucket, position_bucket
 
@@ -38,18 +39,55 @@ class Rotary(nn.Module):
 
     def forward(self, position_R: Tensor) -> Tensor:
         """Returns the rotation at each position: complex [R, 1, E/2]; off the CPU and in exported graphs its parts, [R, 1, E/2, 2]."""
-        angle_RE = position_R[:, None, None] * self.frequency
         if torch.compiler.is_exporting() or position_R.device.type != "cpu":  # other runtimes, and compilers, know no complex numbers
+            angle_RE = position_R[:, None, None] * self.frequency
             return torch.stack([angle_RE.cos(), angle_RE.sin()], -1)
-        return torch.polar(torch.ones_like(angle_RE), angle_RE)
+        first, last = position_R.aminmax()  # many rows share a position
+        angle_PE = torch.arange(int(first), int(last) + 1)[:, None, None] * self.frequency
+        return torch.polar(torch.ones_like(angle_PE), angle_PE).index_select(0, position_R - first)
 
-    def rotate(self, x_RHE: Tensor, rotation_R1E: Tensor) -> Tensor:
-        """Rotates [R, H, E] in the precision of the frequencies, also under autocast."""
-        pairs = x_RHE.to(self.frequency.dtype).unflatten(-1, (-1, 2))
-        if not rotation_R1E.is_complex():
-            (first, second), (cos, sin) = pairs.unbind(-1), rotation_R1E.unbind(-1)
-            return torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2)
-        return torch.view_as_real(torch.view_as_complex(pairs) * rotation_R1E).flatten(-2)
+    def rotate(self, qkv_R3HE: Tensor, rotation_R1E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotates queries and keys, in the precision of the frequencies also under autocast.
+
+        Args:
+            qkv_R3HE: Queries, keys and values of each row.
+            rotation_R1E: What `forward` returned.
+
+        Returns:
+            The three, [R, H, E] each.
+        """
+        qkv_R3HE = qkv_R3HE.to(self.frequency.dtype)
+        if rotation_R1E.is_complex():
+            q_RHE, k_RHE, v_RHE = _Rotated.apply(qkv_R3HE, rotation_R1E)
+            return q_RHE, k_RHE, v_RHE
+        qk_R2HE, v_R1HE = qkv_R3HE.split((2, 1), 1)
+        (first, second), (cos, sin) = qk_R2HE.unflatten(-1, (-1, 2)).unbind(-1), rotation_R1E[:, None].unbind(-1)
+        q_RHE, k_RHE = torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2).unbind(1)
+        return q_RHE, k_RHE, v_R1HE.squeeze(1)
+
+
+class _Rotated(torch.autograd.Function):
+    """Takes queries, keys and values apart and rotates the first two; what comes back is written where the product before it reads."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv_R3HE: Tensor, rotation_R1E: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(rotation_R1E)
+        pairs_R3HE = _as_complex(qkv_R3HE)
+        q_RHE, k_RHE = (torch.view_as_real(pairs_R3HE[:, side] * rotation_R1E).flatten(-2) for side in (0, 1))
+        return q_RHE, k_RHE, qkv_R3HE[:, 2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_q_RHE: Tensor, grad_k_RHE: Tensor, grad_v_RHE: Tensor) -> tuple[Tensor, None]:
+        back_R1E = ctx.saved_tensors[0].conj().resolve_conj()
+        grad_R3HE = torch.stack([grad_q_RHE, grad_k_RHE, grad_v_RHE], 1)
+        _as_complex(grad_R3HE)[:, :2].mul_(back_R1E[:, None])
+        return grad_R3HE, None
+
+
+def _as_complex(x: Tensor) -> Tensor:
+    """Views neighbouring pairs as complex numbers."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +112,7 @@ class Padded:
                 gathered too, where otherwise zeros would be filled and all positions added up.
         """
         x_XHE = x_QHE.index_select(0, self.index_X) if inverse_Q is None else _Gather.apply(x_QHE, self.index_X, inverse_Q)
-        parts = x_XHE.split([count * length for count, length in self.shapes])
+        parts = x_XHE.split([count * length for count, length in self.shapes]) if len(self.shapes) > 1 else [x_XHE]
         return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def to(self, device: torch.device) -> Padded:
@@ -202,7 +240,8 @@ def causal_attention(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, layout: Causal
         mask = None if bias is None else bias.to(q_BHLE.dtype)
         out_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE, attn_mask=mask, is_causal=mask is None, scale=1.0)
         outputs.append(out_BHLE.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, layout.inverse_R)
+    out_XHE = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return out_XHE.index_select(0, layout.inverse_R)
 
 
 def dense_causal_attention(q_RHE: Tensor, k_RHE: Tensor, v_RHE: Tensor, packing: Packing, padding: int | None = None) -> Tensor:

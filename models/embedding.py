@@ -88,8 +88,9 @@ class TokenEmbedding(nn.Module):
         time_R = row_times(batch, packing)
         before_R = torch.cat([time_R.new_full((1,), NO_CLOCK), time_R[:-1]])  # a sequence's first token follows its clockless BOS
         token_TD = self.token_features.add_to(self.items(batch.token_item_T, batch.token_item_features_TI), batch.token_features_TK)
-        token_TD = token_TD + batch.token_action_TH.to(token_TD.dtype) @ self.action_value
-        token_TD = token_TD + batch.token_action_known_TH.to(token_TD.dtype) @ self.action_known
+        if len(self.action_value):
+            token_TD = token_TD + batch.token_action_TH.to(token_TD.dtype) @ self.action_value
+            token_TD = token_TD + batch.token_action_known_TH.to(token_TD.dtype) @ self.action_known
         front_D = token_TD.new_zeros(token_TD.shape[1]) if self.bos is None else self.bos
         row_RD = torch.cat([front_D[None], token_TD]).index_select(0, packing.source_R)
         if self.position is not None:  # older tokens than there are rows share the oldest row

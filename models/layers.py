@@ -7,6 +7,7 @@ one number that growth keeps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -70,9 +71,38 @@ class Projection(nn.Module):
             self.dimensions["bias"] = axes[:1]
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [..., inputs] to [..., outputs]."""
-        return F.linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Maps [..., inputs] to [..., outputs].
+
+        Args:
+            x: Input.
+            gain: [inputs], what is still to be multiplied to it: into the weights, which are smaller.
+        """
+        return F.linear(x, self.weight if gain is None else self.weight * gain, self.bias)
+
+    def scaled(self, scale_H: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns weight and bias of the map whose outputs, in H groups, are multiplied by `scale_H`."""
+
+        def scale(x: Tensor) -> Tensor:
+            return (x.unflatten(0, (len(scale_H), -1)) * scale_H.view(-1, *[1] * x.ndim)).flatten(0, 1)
+
+        return scale(self.weight), None if self.bias is None else scale(self.bias)
+
+
+def together(maps: Sequence[tuple[Tensor, Tensor | None]], x: Tensor, gain: Tensor | None = None) -> Tensor:
+    """Applies linear maps to the same rows in one product: rows, and their gradient, are then read and written once.
+
+    Args:
+        maps: Weight and bias of each; all have a bias or none.
+        x: Input [..., inputs].
+        gain: As in `Projection.forward`.
+
+    Returns:
+        Their outputs, one beside the other.
+    """
+    weights, biases = zip(*maps, strict=True)
+    weight = torch.cat(weights)
+    return F.linear(x, weight if gain is None else weight * gain, None if biases[0] is None else torch.cat(biases))
 
 
 class Table(nn.Module):
@@ -127,6 +157,10 @@ class RMSNorm(nn.Module):
             return rms_normalise(x, self.eps) * self.gain.view(self.groups, -1)
         return rms_normalise(x, self.eps) * self.gain
 
+    def apart(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns what `forward` multiplies, the normalised rows and the gain (without groups only), for a linear map to take both."""
+        return rms_normalise(x.to(torch.promote_types(x.dtype, torch.float32)), self.eps), self.gain
+
 
 class LayerNorm(nn.Module):
     """Layer norm over the last dimension, in fp32 or better (Ba et al. 2016, arXiv 1607.06450).
@@ -152,8 +186,12 @@ class LayerNorm(nn.Module):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.layer_norm(x, x.shape[-1:], self.gain, self.bias, self.eps)
 
+    def apart(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns `forward`, and no gain that would be left to multiply (`RMSNorm.apart`)."""
+        return self(x), None
 
-def trunk_norm(shape: RankerShape, eps: float | None = None) -> nn.Module:
+
+def trunk_norm(shape: RankerShape, eps: float | None = None) -> RMSNorm | LayerNorm:
     """Returns a norm of the residual stream, of the kind that the shape names.
 
     Args:
@@ -217,10 +255,34 @@ class Dropout(nn.Module):
         """Returns `x` in eval() or at rate 0, else a copy with dropped elements."""
         if not self.training or self.rate == 0:
             return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.rate)
+        return F.dropout(x, self.rate) if x.device.type != "cpu" else x * self._mask(x)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns ``x + self(y)``, on CPU in one pass."""
+        if not self.training or self.rate == 0 or x.device.type != "cpu" or x.dtype != y.dtype:
+            return x + self(y)
+        added: Tensor = _AddMasked.apply(x, y, self._mask(y))
+        return added
+
+    def _mask(self, x: Tensor) -> Tensor:
+        """Draws what elements of `x` are multiplied by: 0, or the inverse of the share that is kept."""
         threshold = round(self.rate * 256)
         draws = torch.empty((x.numel() + 7) // 8, dtype=torch.int64, device=x.device).random_(-(2**63), None)
         # Compared as floats, in place: torch turns a boolean into numbers three times as slowly.
         keep = draws.view(torch.uint8)[: x.numel()].view(x.shape).to(x.dtype).ge_(threshold)
-        return x * keep.mul_(256 / (256 - threshold))
+        return keep.mul_(256 / (256 - threshold))
+
+
+class _AddMasked(torch.autograd.Function):
+    """``x + y * mask``; the gradient of torch's own is made of two passes over `y`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return torch.addcmul(x, y, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return grad, grad * mask, None

@@ -19,7 +19,7 @@ from models.attention import CausalAttention, Rotary
 from models.batch import Batch
 from models.embedding import ItemTower, TokenEmbedding
 from models.heads import ContextNetwork, TwoTowerHead
-from models.layers import TABLE_STD, Dropout, Projection, collect_axes, through, trunk_norm
+from models.layers import TABLE_STD, Dropout, Projection, collect_axes, through, together, trunk_norm
 from models.packing import Packing, pack, unrolled
 from models.ranker import Ranker, RankerShape, Scores
 
@@ -109,12 +109,20 @@ class SASRec(Ranker):
         position_R = packing.position_R
         for block in self.blocks[:-1]:
             x_RD = through(block, self._emptied(x_RD, position_R), turn, attention, checkpointed=self.checkpointed)
+        wanted = None if _are_all(wanted, position_R) else wanted
         x_RD = through(self.blocks[-1], self._emptied(x_RD, position_R), turn, attention, wanted, checkpointed=self.checkpointed)
         return self.norm(self._emptied(x_RD, position_R if wanted is None else position_R[wanted]))
 
     def _emptied(self, x_RD: Tensor, position_R: Tensor) -> Tensor:
         """Empties the front rows where they stand for padding."""
         return x_RD if self.shape.padding is None else x_RD.masked_fill((position_R == 0)[:, None], 0.0)
+
+
+def _are_all(wanted: Tensor | None, position_R: Tensor) -> bool:
+    """Tells whether rows are wanted as they are, as for a next-item softmax; on an accelerator the answer would have to be waited for."""
+    if wanted is None or wanted.device.type != "cpu" or torch.compiler.is_exporting() or len(wanted) != len(position_R):
+        return wanted is None
+    return torch.equal(wanted, torch.arange(len(wanted)))
 
 
 class Turn:
@@ -128,9 +136,12 @@ class Turn:
     def __init__(self, rotary: Rotary | None, position_R: Tensor) -> None:
         self.rotate = None if rotary is None else partial(rotary.rotate, rotation_R1E=rotary(position_R))
 
-    def __call__(self, x_RHE: Tensor) -> Tensor:
-        """Maps [R, H, E] to [R, H, E]."""
-        return x_RHE if self.rotate is None else self.rotate(x_RHE)
+    def __call__(self, qkv_R3HE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Takes queries, keys and values apart, [R, H, E] each; the first two are turned."""
+        if self.rotate is not None:
+            return self.rotate(qkv_R3HE)
+        q_RHE, k_RHE, v_RHE = qkv_R3HE.unbind(1)
+        return q_RHE, k_RHE, v_RHE
 
 
 class Block(nn.Module):
@@ -166,17 +177,25 @@ class Block(nn.Module):
 
     def forward(self, x_RD: Tensor, turn: Turn, attention: CausalAttention, wanted: Tensor | None = None) -> Tensor:
         """Maps rows [R, D] to rows [R, D], or to the `wanted` rows only."""
-        seen_RD = self.attention_norm(x_RD)
-        read_RD, x_RD = (x_RD, seen_RD) if self.normed else (seen_RD, x_RD)
-        q_RHE, k_RHE, v_RHE = map(self._by_head, (self.query(seen_RD), self.key(read_RD), self.value(read_RD)))
-        q_RHE = turn(q_RHE * self.scale[:, None])
-        attended_RD = attention.attend(q_RHE, turn(k_RHE), v_RHE.to(q_RHE.dtype)).flatten(-2)
+        q_RHE, k_RHE, v_RHE, x_RD = self._apart(x_RD, turn)
+        attended_RD = attention.attend(q_RHE, k_RHE, v_RHE).flatten(-2)
         if wanted is not None:
             x_RD, attended_RD = x_RD.index_select(0, wanted), attended_RD.index_select(0, wanted)
-        x_RD = x_RD + self.dropout(self.out(attended_RD))
-        seen_RD = self.ffn_norm(x_RD)
-        x_RD = seen_RD if self.normed else x_RD
-        return x_RD + self.dropout(self.down(self.activation(self.up(seen_RD))))
+        x_RD = self.dropout.add(x_RD, self.out(attended_RD))
+        if self.normed:
+            x_RD = self.ffn_norm(x_RD)
+        inner_RF = self.up(x_RD) if self.normed else self.up(*self.ffn_norm.apart(x_RD))
+        return self.dropout.add(x_RD, self.down(self.activation(inner_RF)))
 
-    def _by_head(self, x_RD: Tensor) -> Tensor:
-        return x_RD.unflatten(-1, (self.heads, -1))
+    def _apart(self, x_RD: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns queries (scaled), keys and values, [R, H, E] each, turned where they are to be, and the stream that the block adds to.
+
+        One product makes all three, and what every row is multiplied by (gain, scale) is multiplied into its weights, which are smaller.
+        """
+        query, key, value = self.query.scaled(self.scale), (self.key.weight, self.key.bias), (self.value.weight, self.value.bias)
+        if not self.normed:
+            qkv_RD = together([query, key, value], *self.attention_norm.apart(x_RD))
+            return *turn(qkv_RD.unflatten(-1, (3, self.heads, -1))), x_RD
+        seen_RD = self.attention_norm(x_RD)
+        qkv_RD = torch.cat([together([query], seen_RD), together([key, value], x_RD)], -1)
+        return *turn(qkv_RD.unflatten(-1, (3, self.heads, -1))), seen_RD

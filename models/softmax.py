@@ -71,8 +71,8 @@ class _FullSoftmax(torch.autograd.Function):
         needs_hidden, needs_item = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden_ND) if needs_hidden else None
         count, chunk_rows = _streams(hidden_ND, len(item_VD), chunk_rows)
-        small = _are_small(hidden_ND, item_VD)
-        sides = _Sides(hidden_ND, item_VD, target_N, share_N, grad_hidden, needs_item, chunk_rows, factors, small)
+        item_JV, small = _columns(item_VD, factors), _are_small(hidden_ND, item_VD)
+        sides = _Sides(hidden_ND, item_VD, item_JV, target_N, share_N, grad_hidden, needs_item, chunk_rows, factors, small)
         losses, grads = zip(*in_streams(lambda number: _stream(sides, number, count), count), strict=True)
         grad_item = None
         if needs_item:
@@ -85,8 +85,9 @@ class _FullSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         grad_hidden, grad_item = ctx.saved_tensors
-        scaled = [None if part is None else part * grad for part in (grad_hidden, grad_item)]
-        return scaled[0], scaled[1], None, None, None, None
+        if grad.device.type != "cpu" or float(grad) != 1.0:  # where the loss itself is differentiated, there is nothing to multiply
+            grad_hidden, grad_item = (None if part is None else part * grad for part in (grad_hidden, grad_item))
+        return grad_hidden, grad_item, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class _Sides:
     """What all streams read, and the gradient of which each writes its own rows.
 
     Attributes:
+        item_JV: The items as columns (`_columns`).
         share_N: Part of each row in the mean.
         factors: Type in which products take their factors.
         small: Whether no logit can overflow as it is.
@@ -101,6 +103,7 @@ class _Sides:
 
     hidden_ND: Tensor
     item_VD: Tensor
+    item_JV: Tensor
     target_N: Tensor
     share_N: Tensor
     grad_hidden_ND: Tensor | None
@@ -108,6 +111,20 @@ class _Sides:
     chunk_rows: int
     factors: torch.dtype
     small: bool
+
+
+def _columns(item_VD: Tensor, factors: torch.dtype) -> Tensor:
+    """Returns the items as columns, [D, V], which is how they multiply weights [V, R] fastest.
+
+    On the CPU a row of ones stands below them, [D + 1, V]: the same product then adds up the weights as well, and nothing else has to
+    read them. It is left out where factors are rounded (sums are not), where the copy would be large, and on an accelerator, which
+    an odd row slows down.
+    """
+    if factors != item_VD.dtype or item_VD.device.type != "cpu" or len(item_VD) > _STREAM_ITEMS:
+        return item_VD.T.to(factors)
+    item_JV = item_VD.new_ones(item_VD.shape[1] + 1, len(item_VD))
+    item_JV[:-1].copy_(item_VD.T)  # torch transposes by tiles here, but not in `cat`
+    return item_JV
 
 
 def _are_small(hidden_ND: Tensor, item_VD: Tensor) -> bool:
@@ -136,9 +153,10 @@ def _stream(sides: _Sides, number: int, count: int) -> tuple[Tensor, Tensor | No
 
     Which chunks these are depends on nothing but the numbers, so equal inputs add up to equal bits.
     """
-    item_VD, rows = sides.item_VD, sides.chunk_rows
+    item_VD, grad_hidden, rows, width = sides.item_VD, sides.grad_hidden_ND, sides.chunk_rows, sides.item_VD.shape[1]
     buffer = item_VD.new_empty(min(rows, len(sides.hidden_ND)) * len(item_VD))
     grad_item = torch.zeros_like(item_VD) if sides.needs_item else None
+    buffer_JR = item_VD.new_empty(len(sides.item_JV), min(rows, len(sides.hidden_ND)))
     loss = item_VD.new_zeros(())
     factor_VD = item_VD.to(sides.factors)
     for first in range(number * rows, len(sides.hidden_ND), count * rows):
@@ -149,12 +167,14 @@ def _stream(sides: _Sides, number: int, count: int) -> tuple[Tensor, Tensor | No
         if not sides.small:
             logit_VR -= logit_VR.amax(0)
         chosen_R = logit_VR.gather(0, target_R[None])[0]
-        total_R = logit_VR.exp_().sum(0)
+        weight_VR = logit_VR.exp_().to(sides.factors)
+        sum_JR = None if grad_hidden is None else _product(sides.item_JV, weight_VR, buffer_JR[:, : len(target_R)])
+        total_R = logit_VR.sum(0) if sum_JR is None or len(sum_JR) == width else sum_JR[width]
         loss += ((total_R.log() - chosen_R) * share_R).sum()
-        scale_R1, weight_VR = (share_R / total_R)[:, None], logit_VR.to(sides.factors)
-        if sides.grad_hidden_ND is not None:
-            grad_RD = _product(weight_VR.T, factor_VD, sides.grad_hidden_ND[chunk])
-            grad_RD.mul_(scale_R1).sub_(item_VD.index_select(0, target_R).mul_(share_R[:, None]))
+        scale_R1 = (share_R / total_R)[:, None]
+        if grad_hidden is not None and sum_JR is not None:
+            grad_RD = torch.mul(sum_JR[:width].T, scale_R1, out=grad_hidden[chunk])
+            grad_RD.sub_(item_VD.index_select(0, target_R).mul_(share_R[:, None]))
         if grad_item is not None:
             _product(weight_VR, (hidden_RD * scale_R1).to(sides.factors), grad_item, add=True)
     return loss, grad_item

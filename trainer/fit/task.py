@@ -109,8 +109,10 @@ class RankingTask(L.LightningModule):
             self._advance(self.branch.requires_grad_(True), self.optimizers_of[1], self.annealed, batch, step, new)
         if can_be_asked(self.device) or len(self.reports) >= READ_EVERY:
             self.read_reports()
-        logger, bar = self.trainer.logger is not None, can_be_asked(self.device)  # a bar reads what it shows at every step
-        self.log("loss", report.loss, prog_bar=bar, on_step=True, logger=logger, batch_size=max(batch.targets, 1))
+        logger = self.trainer.logger is not None
+        bar = self.trainer.progress_bar_callback is not None and can_be_asked(self.device)  # a bar reads what it shows at every step
+        if logger or bar:  # telling nobody would take Lightning a millisecond
+            self.log("loss", report.loss, prog_bar=bar, on_step=True, logger=logger, batch_size=max(batch.targets, 1))
         return report.loss
 
     def losses(self, learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -120,15 +120,27 @@ def test_padding_stays_below_a_quarter(kit):
 
 def test_rotation_depends_on_the_distance_only():
     rotary = Rotary(8).double()
-    q, k = torch.randn(2, 1, 1, 8, dtype=torch.float64)
+    qkv = torch.randn(1, 3, 1, 8, dtype=torch.float64).expand(2, 3, 1, 8)
     products = []
     for position in (0, 5, 100):
-        rotation = rotary(torch.tensor([position, position + 3]))
-        products.append((rotary.rotate(q, rotation[:1]) * rotary.rotate(k, rotation[1:])).sum())
+        q, k, v = rotary.rotate(qkv, rotary(torch.tensor([position, position + 3])))
+        products.append((q[0] * k[1]).sum())
+        torch.testing.assert_close(v, qkv[:, 2])
     torch.testing.assert_close(products[1], products[0])
     torch.testing.assert_close(products[2], products[0])
-    still = rotary.rotate(q, rotary(torch.tensor([0])))
-    torch.testing.assert_close(still, q)
+    still = rotary.rotate(qkv, rotary(torch.tensor([0, 0])))
+    torch.testing.assert_close(torch.stack(still, 1), qkv)
+
+
+def test_rotation_by_complex_numbers_equals_that_by_their_parts():
+    """On the CPU, gradients included; positions start anywhere and repeat."""
+    rotary, position = Rotary(6).double(), torch.tensor([7, 7, 3, 12])
+    qkv = torch.randn(4, 3, 2, 6, dtype=torch.float64, requires_grad=True)
+    complex_R1E = rotary(position)
+    angle = position[:, None, None] * rotary.frequency
+    torch.testing.assert_close(complex_R1E, torch.polar(torch.ones_like(angle), angle))
+    fast, parts = (torch.stack(rotary.rotate(qkv, rotation), 1) for rotation in (complex_R1E, torch.view_as_real(complex_R1E)))
+    assert_same_with_gradients(fast, parts, [qkv])
 
 
 def test_attention_of_a_sasrec_block_depends_on_distances_only(kit):

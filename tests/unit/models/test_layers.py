@@ -48,6 +48,22 @@ def test_dropout_drops_its_share_and_keeps_the_mean(rate):
     assert torch.equal(dropout.eval()(torch.ones(3)), torch.ones(3))
 
 
+def test_adding_what_dropout_left_is_adding_after_dropout():
+    """The same elements, the same gradients, in training and in evaluation."""
+    dropout = Dropout(0.3)
+    x, y = (torch.randn(50, 7, requires_grad=True) for _ in range(2))
+    for mode in (True, False):
+        dropout.train(mode)
+        outs = []
+        for add in (dropout.add, lambda x, y: x + dropout(y)):
+            torch.manual_seed(3)
+            outs.append(add(x, y))
+        assert (outs[0] == x).any() == mode
+        torch.testing.assert_close(outs[0], outs[1])
+        for mine, theirs in zip(*(torch.autograd.grad(out.square().sum(), [x, y]) for out in outs), strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
 def test_feature_keys_survive_torch_and_never_collide():
     names = ["type", "a.b", "a%2Eb", "forward", "keys", "", "ümlaut x", "a:b"]
     keys = [feature_key(name) for name in names]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import streams
-from models.softmax import MOST_LOGITS, MOST_ROWS, _are_small, _FullSoftmax, _streams, full_softmax, rows_a_chunk, sampled_softmax
+from models.softmax import MOST_LOGITS, MOST_ROWS, _are_small, _columns, _FullSoftmax, _streams, full_softmax, rows_a_chunk, sampled_softmax
 
 
 @pytest.fixture
@@ -181,3 +181,15 @@ def test_false_negatives_are_masked_and_get_no_gradient():
     loss = sampled_softmax(hidden[:1], torch.randn(1, 4), negative, rows[:1], rows, torch.zeros(1), torch.zeros(3))
     loss.backward()
     assert negative.grad.any(1).tolist() == [False, True, False]
+
+
+def test_the_sums_of_weights_come_with_the_product_only_where_nothing_is_rounded(monkeypatch):
+    """Gradients are equal whether a row of ones adds up the weights or a pass of its own does."""
+    item = torch.randn(30, 8, requires_grad=True)
+    hidden, target = torch.randn(70, 8, requires_grad=True), torch.randint(0, 30, (70,))
+    assert _columns(item.detach(), torch.float32).shape == (9, 30) and _columns(item.detach(), torch.bfloat16).shape == (8, 30)
+    with_ones = torch.autograd.grad(full_softmax(hidden, item, target), [hidden, item])
+    monkeypatch.setattr("models.softmax._STREAM_ITEMS", 29)
+    assert _columns(item.detach(), torch.float32).shape == (8, 30)
+    for mine, theirs in zip(with_ones, torch.autograd.grad(full_softmax(hidden, item, target), [hidden, item]), strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -9,7 +9,7 @@ same                     | better or same                  | worse   | forgettin
 same                     | worse                           | same    | does not fit the fresh days
 worse                    | same or better                  | any     | labels or world
 worse                    | worse                           | any     | fresh data corrupt
-same                     | same, but scores moved          | same    | scale
+same                     | same, but scores moved          | same    | scale (and whether a map could be fitted)
 """
 
 from __future__ import annotations
@@ -80,6 +80,11 @@ CAUSES = {
             "scripts/gate.py predictions={predictions} run_dir={run}/repaired gate.repair=[map]",
         ),
         Cause(
+            "scale, and too few rows to mend it",
+            "The challenger ranks as well as production, but its scores moved, and these rows are too few to map them onto production's scale.",
+            "Judge more days together, so that it can.", "scripts/retrain.py data=... run_dir={run}-longer evaluation.holdout_days=2",
+        ),
+        Cause(
             "too little data", "Nothing is shown to be wrong, but the rows cannot rule it out.",
             "Judge more days together.", "scripts/retrain.py data=... run_dir={run}-longer evaluation.holdout_days=2",
         ),
@@ -96,6 +101,7 @@ _RULES: list[tuple[str, Callable[[Signals], bool]]] = [
     ("training fault", lambda s: s.challenger_on_fresh == WORSE and s.challenger_on_golden in (WORSE, UNKNOWN)),
     ("fresh days not fitted", lambda s: s.challenger_on_fresh == WORSE),
     ("forgetting", lambda s: s.challenger_on_fresh in (SAME, BETTER) and s.challenger_on_golden == WORSE),
+    ("scale, and too few rows to mend it", lambda s: s.scale and s.unfit),
     ("scale", lambda s: s.scale),
 ]
 

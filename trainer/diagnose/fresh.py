@@ -14,6 +14,7 @@ from trainer.schema.time import day_end_ms
 
 _BINS = 20
 _REPORTED = 8
+_CALENDAR = ("hour", "weekday")  # a day has one weekday: that it is another than the week's is no drift
 
 
 def drift(before: pa.Table, after: pa.Table) -> list[dict[str, Any]]:
@@ -25,9 +26,11 @@ def drift(before: pa.Table, after: pa.Table) -> list[dict[str, Any]]:
 
     Returns:
         {feature, nulls_before, nulls_after, shift}, most moved first. ``shift`` is the distance of the distributions of known values
-        (total variation over equal-mass bins or categories, 0 to 1), of which what rows alone explain is taken off.
+        (total variation over equal-mass bins or categories, 0 to 1), of which what rows alone explain is taken off. Calendar
+        features are left out.
     """
-    shared = [name for name in after.column_names if name.startswith(FEATURE) and name in before.column_names]
+    features = [name for name in after.column_names if name.startswith(FEATURE) and name.removeprefix(FEATURE) not in _CALENDAR]
+    shared = [name for name in features if name in before.column_names]
     found = [
         {
             "feature": name.removeprefix(FEATURE), "nulls_before": before[name].null_count / max(len(before), 1),

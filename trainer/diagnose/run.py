@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from trainer.errors import DataError
 from trainer.schema.diagnosis import FILE, Diagnosis, Finding
 from trainer.schema.files import write_text
 from trainer.schema.plain import as_plain, from_plain
-from trainer.schema.verdict import NOT_ATTEMPTED, Verdict
+from trainer.schema.verdict import NOT_ATTEMPTED, REFUSED, Verdict
 
 PREDICTIONS = "predictions.parquet"
 _SHOWN = 3
@@ -56,7 +56,8 @@ def diagnose(
     if predictions is None and (run_dir / PREDICTIONS).is_file():
         predictions = pq.read_table(run_dir / PREDICTIONS, page_checksum_verification=True)
     holdout = summary.get("data", {}).get("holdout", [])
-    signals = read_signals(verdict.checks, scan, holdout)
+    unfit = verdict.repair is not None and verdict.repair.status == REFUSED
+    signals = replace(read_signals(verdict.checks, scan, holdout), unfit=unfit)
     first = any(check.name == "first" for check in verdict.checks)
     cause = most_likely(signals, verdict.verdict, first)
     slices = [asdict(worst) for worst in worst_slices(predictions)] if predictions is not None else []

@@ -26,6 +26,7 @@ class Signals:
         skew: Whether production's bundle does not repeat the scores that it logged.
         corrupt: Judged days of which the scan masked or refused something.
         unsound: Whether a score or column cannot be judged at all.
+        unfit: Whether a repair of the scale was tried and no curve could be fitted on these rows.
     """
 
     production_on_fresh: str
@@ -35,6 +36,7 @@ class Signals:
     skew: bool
     corrupt: tuple[str, ...]
     unsound: bool
+    unfit: bool = False
 
 
 def read_signals(checks: Sequence[Check], scan: Mapping[str, Any], holdout: Sequence[str]) -> Signals:

@@ -34,7 +34,7 @@ def training(run: Artefacts) -> Training | None:
         return Training(f"{counted(len(step_N), 'step')}, all skipped as not finite.", [])
     smooth_N = smoothed(np.where(good_N, loss_N, np.nan))
     across = linear_axis(float(step_N[0]), float(step_N[-1]), "optimizer step", tight=True)
-    begin, end = smooth_N[good_N][min(len(smooth_N[good_N]) - 1, 10)], smooth_N[good_N][-1]
+    begin, end = smooth_N[good_N][min(int(good_N.sum()) // 3, 10)], smooth_N[good_N][-1]  # the first steps are hardly smoothed
     sentence = (
         f"{counted(len(step_N), 'step')}, {int(skipped_N.sum()):,} skipped as not finite; "
         f"smoothed loss from {fixed(begin)} to {fixed(end)}; "

@@ -33,6 +33,7 @@ def _signals(**changes):
         (SAME, WORSE, SAME, {"corrupt": ("2026-03-05",)}, "fresh data corrupt"),
         (WORSE, WORSE, WORSE, {"skew": True}, "feature skew"),
         (SAME, SAME, SAME, {"scale": True}, "scale"),
+        (SAME, SAME, SAME, {"scale": True, "unfit": True}, "scale, and too few rows to mend it"),
         (SAME, SAME, SAME, {"unsound": True}, "unsound scores"),
     ],
 )

@@ -76,6 +76,12 @@ def test_drift_names_what_moved_and_what_went_missing():
     assert gone["feature"] == "age" and gone["nulls_after"] == pytest.approx(0.4, abs=0.03) and gone["shift"] < 0.03
 
 
+def test_the_weekday_of_the_judged_day_is_no_drift():
+    rng = np.random.default_rng(0)
+    week, day = (_examples(rng).append_column("feature_weekday", pa.array(rng.choice(days, 5_000))) for days in (range(7), [3]))
+    assert max(entry["shift"] for entry in drift(week, day)) < 0.02
+
+
 def _days(rng, **last):
     days = {f"1970-01-0{day + 1}": _examples(rng, day=day, late=0.3) for day in range(5)}
     return {**days, "1970-01-06": _examples(rng, day=5, **{"late": 0.3, **last})}

@@ -59,3 +59,10 @@ def test_bins_keep_spikes() -> None:
 def test_a_very_short_run_can_be_drawn(steps: int, tmp_path: Path) -> None:
     found = training(run_with(tmp_path, [entry(i, 0.7) for i in range(steps)]))
     assert found is not None and len(found.panels) == 2 and "nan" not in "".join(found.panels)
+
+
+def test_a_short_run_is_told_from_its_beginning(tmp_path: Path) -> None:
+    found = training(run_with(tmp_path, [entry(i, 2.0 - 0.2 * i) for i in range(6)]))
+    assert found is not None and "smoothed loss from 1." in found.sentence
+    begin, end = found.sentence.split("smoothed loss from ")[1].split(";")[0].split(" to ")
+    assert float(begin) > float(end) + 0.3

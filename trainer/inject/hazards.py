@@ -68,11 +68,13 @@ def worker_killed(site: Site) -> Iterator[list[Planted]]:
 
     def wait() -> None:
         while not stop.is_set():
-            for reader in _readers(place):
-                place.unlink()
-                place.write_bytes(data)
-                os.kill(reader, signal.SIGKILL)
-                return
+            with _waiting(place) as readers:
+                if readers:
+                    partial = place.with_name(f".{place.name}.partial")  # the pipe becomes the file at once: at no time is there none
+                    partial.write_bytes(data)
+                    partial.replace(place)
+                    os.kill(readers[0], signal.SIGKILL)
+                    return
             time.sleep(_POLL_S)
 
     with _pipe(site, None, beside=wait, stop=stop):
@@ -187,18 +189,23 @@ def _write(handle: int, piece: bytes, over: threading.Event) -> None:
             time.sleep(_POLL_S)
 
 
-def _readers(place: Path) -> list[int]:
-    """Returns the ids of other processes of this user that have the pipe open or wait to open it.
+@contextmanager
+def _waiting(place: Path) -> Iterator[list[int]]:
+    """Holds the readers of a pipe: other processes of this user that have it open wait as long as this lasts.
 
     A reader that waits for a writer holds no descriptor yet, so it is found by becoming its writer for a moment.
+
+    Yields:
+        Their ids.
     """
     try:
         handle = os.open(place, os.O_WRONLY | os.O_NONBLOCK)
     except OSError:
-        return []
+        yield []
+        return
     try:
         time.sleep(_POLL_S)
-        return [process for process in _processes() if process != os.getpid() and _has_open(process, place)]
+        yield [process for process in _processes() if process != os.getpid() and _has_open(process, place)]
     finally:
         os.close(handle)
 

@@ -112,6 +112,13 @@ def plan_days(
             got=f"holdout {', '.join(holdout)}",
             remedy="use a later as_of, or fewer evaluation.holdout_days",
         )
+    if not train:
+        raise DataError(
+            "production has learned every day before the judged ones",
+            where=f"{spec.name} {as_of}",
+            got=f"holdout {', '.join(holdout)}; learned up to {earlier[-1]}",
+            remedy="use a later as_of or fewer evaluation.holdout_days; warm_start=none learns all days anew",
+        )
     return DayPlan(
         as_of=as_of,
         holdout=holdout,

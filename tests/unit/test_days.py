@@ -6,6 +6,7 @@ import pytest
 
 from tests.integration.conftest import configure
 from trainer.days import plan_days
+from trainer.errors import DataError
 from trainer.rebuild.plan import content_hash
 from trainer.schema.health import DayHealth, FileHealth, HealthMap
 
@@ -57,3 +58,10 @@ def test_a_moved_folder_is_not_a_repair(spec):
     before = {day: healthy(day) for day in DAYS}
     moved = replace(before[DAYS[1]], files=[replace(before[DAYS[1]].files[0], path="elsewhere/part.parquet")])
     assert DAYS[1] in plan(spec, {**before, DAYS[1]: moved}, hashes(before, DAYS[:3])).seen
+
+
+def test_nothing_new_to_learn_is_said_before_anything_is_read(spec):
+    health = {day: healthy(day) for day in DAYS}
+    with pytest.raises(DataError, match="production has learned every day before the judged ones") as error:
+        plan(spec, health, hashes(health, DAYS))
+    assert "warm_start=none" in str(error.value.remedy)

@@ -38,6 +38,9 @@ class Cause:
     command: str | None = None
 
 
+# A later day, because production has learned the one that would be judged besides.
+_LONGER = "scripts/retrain.py data=... as_of=... run_dir={run}-longer evaluation.holdout_days=2"
+
 CAUSES = {
     cause.name: cause
     for cause in (
@@ -81,12 +84,12 @@ CAUSES = {
         ),
         Cause(
             "scale, and too few rows to mend it",
-            "The challenger ranks as well as production, but its scores moved, and these rows are too few to map them onto production's scale.",
-            "Judge more days together, so that it can.", "scripts/retrain.py data=... run_dir={run}-longer evaluation.holdout_days=2",
+            "The challenger ranks as well as production, but its scores moved, and these rows are too few for a map of them.",
+            "Judge two days together as soon as the next one is there.", _LONGER,
         ),
         Cause(
             "too little data", "Nothing is shown to be wrong, but the rows cannot rule it out.",
-            "Judge more days together.", "scripts/retrain.py data=... run_dir={run}-longer evaluation.holdout_days=2",
+            "Judge two days together as soon as the next one is there.", _LONGER,
         ),
         Cause("no production", "There is nothing live to compare with.", "Decide whether the first model goes live: gate.first=promote."),
     )

@@ -36,6 +36,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from trainer.machine import prepare_environment
 from trainer.next_item.judge import list_metrics, pessimistic_rank
 
 SIDES = Path(__file__).parent / "peers"
@@ -164,6 +165,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a tool's turn")
     parser.add_argument("--targets", choices=["same", "shipped"], default="same", help="positions a step of rewarm")
     parser.add_argument("--malloc", choices=["kept", "default"], default="kept", help="glibc's settings, the same for all")
+    parser.add_argument("--waiting", choices=["brief", "default"], default="brief", help="for how long OpenMP's threads spin, the same for all")
     parser.add_argument("--quality", type=int, metavar="PASSES", help="train so many passes and judge, instead of timing")
     parser.add_argument("--overrides", nargs="*", default=[], help="settings of rewarm, such as optimizer.lr=0.001")
     parser.add_argument("--pmixer", type=Path, metavar="FOLDER", help="with model.py and utils.py of github.com/pmixer/SASRec.pytorch")
@@ -292,9 +294,12 @@ def command(arm: Arm, job: Job, arguments: argparse.Namespace, out: Path) -> lis
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "OMP_", "MKL_"))}
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(arguments.threads))
-    return {**own, **threads, "PYTHONPATH": str(ROOT), **(MALLOC if arguments.malloc == "kept" else {})}
+    """The same for all tools; ``brief`` waiting is what rewarm's own scripts set."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "OMP_", "GOMP_", "MKL_"))}
+    own.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(arguments.threads)))
+    if arguments.waiting == "brief":
+        prepare_environment(own)
+    return {**own, "PYTHONPATH": str(ROOT), **(MALLOC if arguments.malloc == "kept" else {})}
 
 
 # ---- speed

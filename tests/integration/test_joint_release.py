@@ -36,7 +36,7 @@ def night(root: Path, log: Path, as_of: str, *overrides: str, past: tuple[str, .
         f"as_of={as_of}", "gate.first=promote", "fit.day_weights=true", "downstream.enabled=true", *WIDE, *days, *overrides,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        for margin in ("MEAN_MARGIN", "NE_MARGIN", "AUC_MARGIN"):
+        for margin in ("MEAN_MARGIN", "NE_MARGIN", "AUC_MARGIN", "NDCG_MARGIN"):
             patch.setattr(sys.modules["trainer.downstream.replay"], margin, 100.0)  # the package's `replay` is the function
         pipeline.retrain(config)
     return out
@@ -108,6 +108,18 @@ def test_a_new_space_without_a_retrained_final_model_is_refused_for_that_alone(r
     assert (verdict_of(out)["verdict"], verdict_of(out)["failed"]) == (REJECT, ["joint_release/click/all"])
     assert "export.as_of" in verdict_of(out)["reason"]
     assert contents(root) == before and not (out / "downstream").exists()
+
+
+def test_a_final_model_that_ranks_takes_the_place_of_one_of_another_library(root: Path, simulated):
+    pytest.importorskip("catboost")
+    kind = ("downstream.library=catboost", "downstream.objective=ranking")
+    out = night(root, simulated, "2026-03-06", *kind, past=("2026-03-04", "2026-03-05"))
+    assert verdict_of(out)["verdict"] == PROMOTE, verdict_of(out)["reason"]
+    about = read_final(live(root) / "downstream")
+    assert (about.library, about.objective) == ("catboost", "ranking")
+    after = night(root, simulated, "2026-03-07", *kind)
+    assert final_checks(after) == {"replay_ndcg": ("pass", "block"), "replay_auc": ("pass", "info")}
+    assert read_final(live(root) / "downstream") == about
 
 
 @pytest.mark.parametrize("name", ["model.txt", "model.json"])

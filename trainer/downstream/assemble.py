@@ -21,7 +21,7 @@ def assemble(
     Args:
         examples: Holdout rows with their point-in-time features.
         predictions: The same rows in the same order: user, time, label_<action>, weight.
-        pairs: The same rows: dot, score_<action>.
+        pairs: The same rows: dot, score_<action> as delivered.
         user_ND: float32 [N, D], user vector of each row at its request time; None where users are not exported.
         item_ND: float32 [N, D], item vector of each row, NaN where an item has none; None where items are not exported.
         action: Action that is predicted.
@@ -52,7 +52,7 @@ def with_exported(
 
     Args:
         table: What `assemble` built.
-        scores: Action -> the other ranker's scores [N]; an action that it does not predict keeps no column.
+        scores: Action -> the other ranker's delivered scores [N]; an action that it does not predict keeps no column.
         dot_N: Its products.
         user_ND: Its user vectors as features; None where it exports none.
         item_ND: Its item vectors as features; None where it exports none.

@@ -21,9 +21,9 @@ import pyarrow as pa
 from trainer.downstream import frozen
 from trainer.downstream.booster import library
 from trainer.downstream.features import check_columns, numbers
-from trainer.downstream.table import labels_of, ripe, weights_of
+from trainer.downstream.table import REQUEST, TIMES, labels_of, ripe, slates_of, weights_of
 from trainer.errors import CheckpointError, ConfigError, DataError, nearest
-from trainer.metrics import Estimate, Rows, arrange, auc, interval, normalised_loss, quotient
+from trainer.metrics import Estimate, Rows, arrange, auc, interval, ndcg, normalised_loss, quotient
 from trainer.schema.embeddings import wide_names
 from trainer.schema.ids import hash_ids
 from trainer.schema.verdict import Check
@@ -33,6 +33,8 @@ FAMILY = "downstream"
 MEAN_MARGIN = 0.05  # relative change of the mean prediction
 NE_MARGIN = 0.005  # relative increase of NE
 AUC_MARGIN = 0.002  # loss of AUC
+NDCG_MARGIN = 0.005  # loss of NDCG within slates
+TOP_K = 10
 
 REPLAY = "replay"
 JOINT = "joint"
@@ -56,8 +58,8 @@ def replay(model_path: Path, table: pa.Table, columns: Sequence[str], *, before:
         action: Action that the model predicts.
 
     Returns:
-        Checks of family ``downstream``: mean prediction and NE (binary models), AUC. Each fails where harm beyond its margin is
-        shown, passes where such harm is ruled out, and holds in between.
+        Checks of family ``downstream``: mean prediction and NE (binary models) or NDCG (models that rank), AUC. Each fails where harm
+        beyond its margin is shown, passes where such harm is ruled out, and holds in between.
 
     Raises:
         CheckpointError: If the model file is absent or damaged.
@@ -80,10 +82,11 @@ def differences(kind: str, table: pa.Table, action: str, new_N: np.ndarray, old_
         action: Action that is predicted.
         new_N: Scores to come.
         old_N: Scores of production.
-        probabilities: Whether both are; an order has no mean and no NE.
+        probabilities: Whether both are; an order has no mean and no NE, but its NDCG within slates, which decides
+            where the rows tell slates.
 
     Returns:
-        Checks ``<kind>_mean``, ``<kind>_ne`` and ``<kind>_auc``; see `replay`.
+        Checks ``<kind>_mean``, ``<kind>_ne`` and ``<kind>_auc``, or ``<kind>_ndcg`` and ``<kind>_auc``; see `replay`.
     """
     lead, model = _WORDS[kind]
     label_N = labels_of(table, action)
@@ -91,7 +94,8 @@ def differences(kind: str, table: pa.Table, action: str, new_N: np.ndarray, old_
     lost = auc(old_N, label_N, rows).minus(auc(new_N, label_N, rows))
     checks = [_check(f"{kind}_auc", action, lost, AUC_MARGIN, rows, f"{lead} AUC of the {model} falls by {{:.4f}}")]
     if not probabilities:
-        return checks
+        order = _order(kind, table, action, new_N, old_N, rows)
+        return [*order, *(dataclasses.replace(check, severity="info") for check in checks)] if order else checks
     moved = quotient(new_N, old_N, rows).log(rows)
     ne_new, ne_old = (normalised_loss("binary", score_N, label_N, rows) for score_N in (new_N, old_N))
     worse = ne_new.minus(ne_old)
@@ -101,6 +105,20 @@ def differences(kind: str, table: pa.Table, action: str, new_N: np.ndarray, old_
         _check(f"{kind}_ne", action, worse, NE_MARGIN, rows, f"{lead} NE of the {model} rises by {{:.2%}}"),
         *checks,
     ]
+
+
+def _order(kind: str, table: pa.Table, action: str, new_N: np.ndarray, old_N: np.ndarray, rows: Rows) -> list[Check]:
+    """Judges what a model that ranks is for, the order within a slate; AUC compares rows of different slates as well.
+
+    Returns:
+        One check; none where slates cannot be told, or none of them can be ranked wrong.
+    """
+    if not {REQUEST, *TIMES} & set(table.column_names):
+        return []
+    (lead, model), label_N, slate_N = _WORDS[kind], labels_of(table, action), slates_of(table)
+    lost = ndcg(old_N, label_N, slate_N, rows, TOP_K).minus(ndcg(new_N, label_N, slate_N, rows, TOP_K))
+    found = _check(f"{kind}_ndcg", action, lost, NDCG_MARGIN, rows, f"{lead} NDCG@{TOP_K} of the {model} falls by {{:.4f}}")
+    return [found] if found.outcome != "not_testable" else []
 
 
 def features_of(model_path: Path) -> list[str]:

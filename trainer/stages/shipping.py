@@ -129,8 +129,10 @@ def downstream(
     def tell(report: DownstreamReport) -> tuple[int, str]:
         if not report.lift:
             return report.rows, f"{report.status}: {report.reason}"
-        ne = report.lift["ne"]
-        return report.rows, f"NE of {action} with embeddings {ne.value:+.4f} [{ne.low:+.4f}, {ne.high:+.4f}] against without"
+        metric = next(name for name in ("ne", "ndcg", "auc") if name in report.lift)  # a model that ranks has no NE
+        found = report.lift[metric]
+        ends = "" if found.low is None or found.high is None else f" [{found.low:+.4f}, {found.high:+.4f}]"
+        return report.rows, f"{metric.upper()} of {action} with embeddings {found.value:+.4f}{ends} against without"
 
     def keep() -> DownstreamReport:
         report = from_plain(DownstreamReport, json.loads(out.read_text()))
@@ -198,7 +200,10 @@ def _with_final(
 def _before(
     job: Job, examples: ExamplesManifest, days: DayPlan, evaluation: Evaluation, production: Bundle, live: Path, table: pa.Table
 ) -> pa.Table:
-    """Returns the judged rows with what production (its bundle, its release) exports for them in place of the new columns."""
+    """Returns the judged rows with what production (its bundle, its release) exports for them in place of the new columns.
+
+    Its scores are the delivered ones: the scorer of a released bundle puts them behind the release's repair.
+    """
     from trainer.downstream.assemble import with_exported
     from trainer.evaluate import RankerScorer
     from trainer.export import read_manifest

@@ -13,9 +13,11 @@ from tests.unit.downstream.test_replay import moved, rotation
 from trainer.config import DownstreamConfig
 from trainer.downstream import Fitted, choose_final, final_scores, first_final, lift, read_final, write_final
 from trainer.errors import CheckpointError, ConfigError
+from trainer.gate.fitting import fit_map
 from trainer.metrics import arrange, auc
 from trainer.schema.downstream import FINAL_FILE
 from trainer.schema.ids import hash_ids
+from trainer.schema.repair import LOGIT, from_scale, to_scale
 
 PLAIN, EXPORTED = ["feature_plain", "feature_tab", "item"], ["dot", "user_vector", "item_vector"]
 
@@ -180,3 +182,26 @@ def test_no_ripe_row_is_not_testable(choose, judged: pa.Table):
     unripe = judged.set_column(index, "label_click", pa.nulls(judged.num_rows, pa.float32()))
     choice = choose(table=unripe, before=unripe, space="old")
     assert {check.outcome for check in choice.checks} == {"not_testable"}
+
+
+def test_scores_on_another_scale_fail_the_replay_that_their_map_passes(log, tmp_path: Path):
+    """Why scores are judged and repaired before the live model is replayed on them: raw, the gate would see harm that nobody gets."""
+
+    def scored(table: pa.Table, score_N: np.ndarray) -> pa.Table:
+        return table.append_column("score_click", pa.array(score_N.astype(np.float32)))
+
+    config = DownstreamConfig(trees=40, leaves=15, learning_rate=0.1, ablation=False)
+    rows = log(rows=10_000, strength=4.0, seed=0)
+    old_N = from_scale(rows["dot"].to_numpy() - 1.0, LOGIT)
+    before, kept = scored(rows, old_N), []
+    lift(before, "click", PLAIN, ["score_click"], config, seed=0, earlier=days(before), keep=kept.append)
+    write_final(tmp_path / "live", kept[0], library="lightgbm", objective="binary", action="click", feature_space="s")
+    raw_N = from_scale(to_scale(old_N, LOGIT) + 0.5, LOGIT)
+    curve = fit_map(raw_N[::2], old_N[::2], np.ones(5000), LOGIT, [(0.1, None)])
+    chosen = partial(
+        choose_final, tmp_path / "out", tmp_path / "live", before=before, action="click", reason="none", space="s", live_space="s"
+    )
+    raw, delivered = ({check.name: check for check in chosen(table=scored(rows, score_N)).checks} for score_N in (raw_N, curve(raw_N)))
+    assert (raw["replay_mean"].outcome, raw["replay_ne"].outcome) == ("fail", "fail")
+    assert {check.outcome for check in delivered.values()} == {"pass"}
+    assert max(abs(check.estimate) for check in delivered.values()) < 1e-3

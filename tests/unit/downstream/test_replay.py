@@ -97,12 +97,21 @@ def test_one_class_is_not_testable(log, live: Path):
 
 
 def test_a_ranking_model_is_judged_by_its_order_only(log, tmp_path: Path):
-    table = log(rows=2000)
+    table = log(rows=8000, strength=4.0)
     features = Encoder.fit(table, COLUMNS).encode(table)
-    data = lightgbm.Dataset(features.values_NF, label=table["label_click"].to_numpy(), group=[20] * 100, feature_name=features.names)
+    data = lightgbm.Dataset(features.values_NF, label=table["label_click"].to_numpy(), group=[20] * 400, feature_name=features.names)
     model = lightgbm.train({"objective": "lambdarank", "verbosity": -1, "num_threads": 1}, data, num_boost_round=10)
     model.save_model(tmp_path / "rank.txt")
-    assert [check.name for check in replay(tmp_path / "rank.txt", table, COLUMNS, before=table, action="click")] == ["replay_auc"]
+    unclocked = table.drop_columns(["request_time"])
+    plain = replay(tmp_path / "rank.txt", unclocked, COLUMNS, before=unclocked, action="click")
+    assert [(check.name, check.severity) for check in plain] == [("replay_auc", "block")]
+    slates = table.append_column("request", pa.array(["one of each user"] * 8000))
+    same = replay(tmp_path / "rank.txt", slates, COLUMNS, before=slates, action="click")
+    assert [(check.name, check.severity, check.outcome, check.estimate) for check in same] == [
+        ("replay_ndcg", "block", "pass", 0.0), ("replay_auc", "info", "pass", 0.0),
+    ]  # fmt: skip
+    hurt = replay(tmp_path / "rank.txt", moved(slates, rotation), COLUMNS, before=slates, action="click")
+    assert hurt[0].outcome == "fail" and hurt[0].estimate > 0.005
 
 
 def test_a_frozen_catboost_model_is_replayed_too(log, tmp_path: Path):

@@ -100,6 +100,7 @@ def _data(health: HealthMap, days: DayPlan, examples: ExamplesManifest) -> dict[
         "used": sum(record.events for record in examples.partitions),
         "quarantined": quarantined,
         "duplicates": examples.duplicates,
+        "other_labels": examples.other_labels,
         "late": examples.late,
         "sampled_negatives": sum(examples.negatives.values()),
         "logged_features": {name: _match_rates(found) for name, found in examples.matches.items()},

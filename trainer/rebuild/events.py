@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainer.errors import DataError
 from trainer.logs.deliver import delivered
@@ -20,6 +21,7 @@ from trainer.rebuild.context import Context
 from trainer.rebuild.sides import join, side_tables
 from trainer.rebuild.store import Record, finish
 from trainer.rebuild.work import read_work, write_work
+from trainer.schema.examples import LABEL
 from trainer.schema.health import DayHealth
 from trainer.schema.logs import LogSpec
 
@@ -69,9 +71,9 @@ def mark_repeats(context: Context, day: str, earlier: Sequence[str], key: str) -
         key: Key of the task.
 
     Returns:
-        The record; its fact is the number of repeats.
+        The record; its facts are the number of repeats, and of those whose labels are not the kept delivery's.
     """
-    repeats = []
+    repeats, other_labels = [], 0
     for bucket in range(context.user_buckets):
         columns = ["delivery", "known_at", "row"]
         events = read_work(events_path(context.folder, day, bucket), columns)
@@ -79,11 +81,33 @@ def mark_repeats(context: Context, day: str, earlier: Sequence[str], key: str) -
         delivery_N, known_N, row_N = (events[name].to_numpy() for name in columns)
         kept_N = first_deliveries(delivery_N, known_N, row_N, np.concatenate(past) if past else np.zeros(0, np.uint64))
         repeats.append(row_N[~kept_N])
+        if not kept_N.all():
+            other_labels += _other_labels(context, day, earlier, bucket, kept_N)
     path = _repeats_path(context.folder, day)
     row_M = np.sort(np.concatenate(repeats))
     digest = write_work(path, pa.table({"row": row_M}))
-    record = Record(key, {str(path.relative_to(context.folder)): digest}, {"repeats": len(row_M)})
+    record = Record(key, {str(path.relative_to(context.folder)): digest}, {"repeats": len(row_M), "other_labels": other_labels})
     return finish(context.folder, f"repeats/{day}", record)
+
+
+def _other_labels(context: Context, day: str, earlier: Sequence[str], bucket: int, kept_N: np.ndarray) -> int:
+    """Counts the repeats whose labels differ from those of the delivery that is kept: what a log that updates its rows would lose."""
+    labels = [LABEL + name for name in context.spec.actions]
+    names = ["delivery", "known_at", "row", *labels]
+    today = read_work(events_path(context.folder, day, bucket), names)
+    lost = today.filter(pa.array(~kept_N))
+    before = [read_work(events_path(context.folder, other, bucket), names) for other in earlier]
+    parts = [part.filter(pc.is_in(part["delivery"], value_set=lost["delivery"])) for part in (*before, today.filter(pa.array(kept_N)))]
+    part_M = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    kept = pa.concat_tables(parts)
+    order_M = np.lexsort((kept["row"].to_numpy(), kept["known_at"].to_numpy(), part_M, kept["delivery"].to_numpy()))
+    kept = kept.take(pa.array(order_M))
+    first_M = np.searchsorted(kept["delivery"].to_numpy(), lost["delivery"].to_numpy())  # the first day that has it, the first known
+    differs_M = np.zeros(len(lost), bool)
+    for name in labels:
+        then_M, now_M = kept[name].to_numpy()[first_M], lost[name].to_numpy()
+        differs_M |= (then_M != now_M) & ~(np.isnan(then_M) & np.isnan(now_M))
+    return int(differs_M.sum())
 
 
 def read_events(context: Context, day: str, bucket: int, columns: Sequence[str] | None = None) -> pa.Table:

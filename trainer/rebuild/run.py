@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainer.config import RebuildConfig
 from trainer.errors import DataError
@@ -90,7 +91,8 @@ def rebuild(
         token_features=[name for name, column in spec.features.items() if column.token],
         source_days={day: plan.content_hash(day, health.days[day]) for day in source.days},
         partitions=[_partition(context, day, bucket, examples, tails) for day in wanted for bucket in range(context.user_buckets)],
-        duplicates={day: repeats[day] for day in wanted},
+        duplicates={day: int(repeats[day]["repeats"]) for day in wanted},
+        other_labels={day: int(repeats[day].get("other_labels", 0)) for day in wanted},
         late={day: health.days[day].late for day in wanted},
         negatives={day: sum(int(examples[day, b].facts["negatives"]) for b in range(context.user_buckets)) for day in wanted},
         matches=_matches(context, wanted, examples),
@@ -125,8 +127,8 @@ def ingest_days(context: Context, health: HealthMap, last: str, pool: Pool) -> S
     return SourceDays(days, ingested, plan.events_keys(context, days, ingested), shares)
 
 
-def repeats_of_days(context: Context, source: SourceDays, pool: Pool) -> dict[str, int]:
-    """Marks repeated deliveries; returns their number by day."""
+def repeats_of_days(context: Context, source: SourceDays, pool: Pool) -> dict[str, Mapping[str, Any]]:
+    """Marks repeated deliveries; returns what `mark_repeats` counted, by day."""
     keys, tasks, pending, counts = {}, [], [], {}
     for day in source.days:
         earlier = plan.overlapping(day, source.days, source.ingested)
@@ -136,9 +138,9 @@ def repeats_of_days(context: Context, source: SourceDays, pool: Pool) -> dict[st
             pending.append(day)
             tasks.append(Task(mark_repeats, (context, day, earlier, keys[day]), source.rows([day])))
         else:
-            counts[day] = int(record.facts["repeats"])
+            counts[day] = record.facts
     for day, record in zip(pending, pool.run("repeats", tasks), strict=True):
-        counts[day] = int(record.facts["repeats"])
+        counts[day] = record.facts
     return counts
 
 

@@ -120,6 +120,7 @@ class ExamplesManifest:
         source_days: Day -> hash of the day's contents after quarantine (what `trained` lists hold); carry-in days included.
         partitions: One record a partition.
         duplicates: Day -> duplicate deliveries removed.
+        other_labels: Day -> those of them whose labels were not those of the delivery that is kept, the first one.
         late: Day -> rows known only after their business day had ended.
         negatives: Day -> sampled negatives added.
         matches: Logged feature -> day -> how well the rebuilt one repeats it.
@@ -138,6 +139,7 @@ class ExamplesManifest:
     source_days: dict[str, str]
     partitions: list[PartitionRecord]
     duplicates: dict[str, int] = field(default_factory=dict)
+    other_labels: dict[str, int] = field(default_factory=dict)
     late: dict[str, int] = field(default_factory=dict)
     negatives: dict[str, int] = field(default_factory=dict)
     matches: dict[str, dict[str, FeatureMatch]] = field(default_factory=dict)

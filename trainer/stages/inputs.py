@@ -80,10 +80,11 @@ def rebuild(job: Job, health: HealthMap, days: DayPlan) -> ExamplesManifest:
 
     def tell(manifest: ExamplesManifest) -> tuple[int, str]:
         rows = sum(record.rows for record in manifest.partitions)
-        return (
-            rows,
-            f"{len(manifest.numeric) + len(manifest.categorical)} features, {sum(manifest.duplicates.values()):,} duplicates removed",
-        )
+        words = f"{len(manifest.numeric) + len(manifest.categorical)} features, {sum(manifest.duplicates.values()):,} duplicates removed"
+        if other := sum(manifest.other_labels.values()):
+            key = "data.event_id" if job.config.data.event_id else "user, item and event time, as data.event_id is not set"
+            words += f", {other:,} of them with other labels than the first delivery's, which count (the same {key})"
+        return rows, words
 
     return job.run.stage("rebuild", None, produce, None, tell)
 

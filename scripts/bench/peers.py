@@ -6,8 +6,9 @@
 PYTHON is the interpreter of an environment of its own: `pip install torch==2.13.0 "replay-rec[torch]"`, or `"rectools[torch]"`; pmixer's
 SASRec, in no registry, runs in any with torch and pyarrow (--env pmixer=PYTHON --pmixer CHECKOUT/python). DIR holds ml-1m/, diginetica/
 and kuairand/. Every tool gets the same file of sequences, cut to the last L + 1 events of a user, the same width, depth, heads,
-feed-forward width, dropout, loss (softmax over the whole catalogue; pmixer: one negative), threads and malloc settings. All are started
-and warmed up, then they make rounds of steps in turn while the others wait: rounds of equal length, so no tool has the better minutes.
+feed-forward width, dropout, loss (softmax over the whole catalogue; pmixer: one negative), threads, settings of how these wait (those
+of rewarm's own scripts; `--waiting default`: GNU's) and of malloc. All are started and warmed up, then they make rounds of steps in
+turn while the others wait: rounds of equal length, so no tool has the better minutes.
 
 A position is an event and the event that came next, learned once. What a tool computes for padding, or for predicting a user's first
 event from nothing, counts for nobody. Every tool counts its own batches, and the mean is checked against the count of the file. rewarm
@@ -165,7 +166,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a tool's turn")
     parser.add_argument("--targets", choices=["same", "shipped"], default="same", help="positions a step of rewarm")
     parser.add_argument("--malloc", choices=["kept", "default"], default="kept", help="glibc's settings, the same for all")
-    parser.add_argument("--waiting", choices=["brief", "default"], default="brief", help="for how long OpenMP's threads spin, the same for all")
+    parser.add_argument("--waiting", choices=["brief", "default"], default="brief", help="of OpenMP's threads, the same for all")
     parser.add_argument("--quality", type=int, metavar="PASSES", help="train so many passes and judge, instead of timing")
     parser.add_argument("--overrides", nargs="*", default=[], help="settings of rewarm, such as optimizer.lr=0.001")
     parser.add_argument("--pmixer", type=Path, metavar="FOLDER", help="with model.py and utils.py of github.com/pmixer/SASRec.pytorch")

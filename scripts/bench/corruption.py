@@ -66,6 +66,7 @@ from trainer.rebuild.engines import ROWS_A_WORKER, LocalEngine, Task
 from trainer.scan import check_budget, scan, write_scan
 from trainer.scan.links import links
 from trainer.scan.states import column_state
+from trainer.scan.summary import id_columns
 from trainer.scan.workers import Call, Failure, Reader
 from trainer.schema.faults import CATALOGUE
 from trainer.schema.health import DayHealth, FileHealth, HealthMap
@@ -301,11 +302,11 @@ def speed(folder: Path) -> None:
     """Rows a second of the statistics, and what all checks cost beside plain reading."""
     wide = made_up(400_000)
     user_N, item_N = hash_ids(wide["user"]), hash_ids(wide["item"])
-    features = {name: wide[name].combine_chunks() for name in wide.column_names}
+    features, ids = {name: wide[name].combine_chunks() for name in wide.column_names}, id_columns(made_up_spec())
 
     def statistics() -> None:
         for name, column in features.items():
-            column_state(column, user_N, not name.startswith("real"))
+            column_state(column, user_N, name in ids, None if name in ids else features["item"])
         links(features, user_N, item_N)
 
     spent = turns(statistics, times=12)[0][:, 0].min()

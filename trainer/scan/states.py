@@ -24,6 +24,7 @@ _SHIFT = 20  # of 32 bits: sign, 8 of exponent and 3 of mantissa remain
 _NEGATIVE, _INFINITE = CELLS // 2, 0x7F8
 _SAMPLE = 4_096  # rows in which frequent values are looked for
 _FREQUENT = 6
+_OWNED_SHARE = 0.02  # of a file's rows: who owns a rarer value is not asked
 _OWNED_SAMPLE = 512  # rows of a frequent value in which its item is looked for
 _LEAST_SHARE = 0.01
 _IDS, _PAIRS = 4_096, 4_096  # sampled ids and rows of sampled users, at most about
@@ -41,7 +42,7 @@ class ColumnState:
         minimum: Smallest finite number; 0 for text.
         maximum: Largest finite number.
         top: Frequent values, as text -> rows.
-        owners: Value of `top` -> the item, as text, that most of its rows have, and about how many; of measures only.
+        owners: Value of `top`, of measures and in one row of fifty -> the item, as text, that most of its rows have, and in about how many.
         level: Ids are kept whose hash has this many leading zero bits.
         id_K: Hashes of kept ids, ascending; none for columns that hold no ids.
         id_rows_K: Rows of each.
@@ -223,9 +224,9 @@ def _frequent(value_N: np.ndarray, items: pa.Array | None) -> tuple[dict[str, in
     top, owners = {}, {}
     for value in values[best[counts[best] >= max(_LEAST_SHARE * len(sample), 2)]].tolist():
         if value == value:
-            row_M = np.flatnonzero(value_N == value)
-            top[as_text(value)] = len(row_M)
-            if items is not None and (owner := _owner(items, row_M)) is not None:
+            is_N = value_N == value
+            top[as_text(value)] = rows = int(np.count_nonzero(is_N))
+            if items is not None and rows >= _OWNED_SHARE * len(value_N) and (owner := _owner(items, np.flatnonzero(is_N))) is not None:
                 owners[as_text(value)] = owner
     return top, owners
 

@@ -109,3 +109,4 @@ def test_without_earlier_weights_a_day_is_refused_or_marked(simulated, tmp_path:
     assert not json.loads((out / "downstream.json").read_text())["trained_on"].startswith("earlier days"), "in-sample rows train nothing"
     with pytest.raises(ConfigError, match="no day of the log before the holdout"):
         run(tmp_path / "x", simulated, f"export.as_of=[{HOLDOUT}]")
+    assert not (tmp_path / "x" / "run" / "challenger").exists(), "a wrong day is told before training"

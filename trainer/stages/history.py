@@ -57,10 +57,7 @@ def as_of(
         return []
     from trainer.export.as_of import choose, read_records, write_as_of
 
-    known = [day for day in (*days.seen, *days.train) if day in examples.source_days]
-    if strange := sorted(set(wanted) - set(known)):
-        expected = f"{known[0]} to {known[-1]}" if known else "a training day"
-        raise ConfigError("no day of the log before the holdout", where="export.as_of", got=strange[0], expected=expected)
+    check_past_days(wanted, [day for day in (*days.seen, *days.train) if day in examples.source_days])
     folder = job.run.path / "embeddings"
     weights = {found.producer: found for found in _at_hand(job, trained, delivered.repair)}
     chosen = choose(wanted, [(found.seen_until, producer) for producer, found in weights.items()], job.config.export.as_of_in_sample)
@@ -86,6 +83,21 @@ def as_of(
         "as_of", key, produce, partial(read_records, folder),
         lambda made: (sum(record.rows for record in made), ", ".join(f"{r.day}{' (in sample)' * r.in_sample}" for r in made)),
     )  # fmt: skip
+
+
+def check_past_days(wanted: Sequence[str], known: Sequence[str]) -> None:
+    """Refuses days of ``export.as_of`` that no ranker could have exported.
+
+    Args:
+        wanted: Days that were asked for.
+        known: Days of the log before the holdout.
+
+    Raises:
+        ConfigError: If one is not among them.
+    """
+    if strange := sorted(set(wanted) - set(known)):
+        expected = f"{min(known)} to {max(known)}" if known else "a training day"
+        raise ConfigError("no day of the log before the holdout", where="export.as_of", got=strange[0], expected=expected)
 
 
 def _at_hand(job: Job, trained: Trained, repair: Repair | None) -> list[_Weights]:

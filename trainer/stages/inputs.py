@@ -22,6 +22,7 @@ from trainer.scan import scan as scan_days
 from trainer.schema.examples import ExamplesManifest, read_partition, read_tail
 from trainer.schema.health import HealthMap
 from trainer.schema.plain import as_plain, from_plain
+from trainer.stages.history import check_past_days
 
 if TYPE_CHECKING:
     from trainer.evaluate.labels import DayRanking
@@ -54,10 +55,16 @@ def scan(job: Job) -> HealthMap:
 
 
 def plan(job: Job, health: HealthMap) -> DayPlan:
-    """Splits the days into holdout, training days and days production has seen."""
+    """Splits the days into holdout, training days and days production has seen.
+
+    Raises:
+        ConfigError: If ``export.as_of`` names a day that is none of the latter two: said before hours of training, not after.
+    """
     contents = {day: content_hash(day, state) for day, state in health.days.items()}
     trained = job.parent.manifest.trained if job.parent else {}
-    return plan_days(job.config.data, health, contents, trained, job.as_of, job.config.evaluation.holdout_days)
+    days = plan_days(job.config.data, health, contents, trained, job.as_of, job.config.evaluation.holdout_days)
+    check_past_days(job.config.export.as_of, [*days.seen, *days.train])
+    return days
 
 
 def rebuild(job: Job, health: HealthMap, days: DayPlan) -> ExamplesManifest:

@@ -114,8 +114,11 @@ def check_budget(health: HealthMap, config: ScanConfig) -> None:
     _check_stops(health)
     refused = [day for day in days if health.days[day].status == "refused"]
     if days and len(refused) == len(days):
-        fault = next(fault for fault in health.days[days[0]].faults if fault.action == REFUSE)
-        raise DataError("every day is refused", where=", ".join(days[:5]), got=f"{fault.kind}: {fault.evidence}", remedy="see scan.json")
+        faults = [fault for fault in health.days[days[0]].faults if fault.action != COUNT]
+        causes = [fault for fault in faults if fault.feature] or [fault for fault in faults if fault.action == REFUSE]
+        got = "; ".join(f"{fault.kind}{f' ({fault.feature})' * bool(fault.feature)}: {fault.evidence}" for fault in causes[:3])
+        remedy = "what is so every day is the specification's fault (unit, timezone, a mapped column); see scan.json"
+        raise DataError("every day is refused", where=", ".join(days[:5]), got=got, remedy=remedy)
     recent = [day for day in days[-_BUDGET_DAYS:] if day in refused]
     if len(recent) > config.max_refused_days:
         raise DataError(

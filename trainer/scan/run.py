@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +26,14 @@ from trainer.scan.summary import binary_actions, monitored, ranked_by
 from trainer.scan.verify import FileReport, lost_file
 from trainer.scan.workers import ReaderPool
 from trainer.schema.expression import columns_of
-from trainer.schema.health import DayHealth, HealthMap
+from trainer.schema.health import DayHealth, Fault, HealthMap
 from trainer.schema.logs import LogSpec
 from trainer.schema.time import day_start_ms
 
 _MISFITS = {
     "list_damage": "map a column that holds one value a row, or leave it out",
-    "out_of_range": "correct its expression, minimum or maximum; the logged score of a binary action is a probability: odds / (1 + odds)",
+    "out_of_range": "correct its expression, minimum or maximum; a binary action is 0 or 1 (write a comparison, say watch_s >= 30), "
+    "its logged score a probability (of odds: odds / (1 + odds))",
 }
 
 Scorer = Callable[[str, pa.Table], Mapping[str, np.ndarray]]
@@ -177,21 +179,21 @@ def _check_releases(verdicts: dict[str, DayHealth], config: ScanConfig) -> None:
 
 def _check_mapping(spec: LogSpec, verdicts: dict[str, DayHealth], config: ScanConfig) -> None:
     """Refuses a mapping that fits no day: what is so every day is no damage, and would be masked without an end."""
-    days = [state for state in verdicts.values() if state.rows and state.status != "refused"]
+    days = [state for state in verdicts.values() if state.rows]
     if len(days) < config.min_history_days:
         return
-    for name in sorted(set.intersection(*(set(state.masked_columns) for state in days))):
-        readers = {name, *(text for text in _expressions(spec) if name in columns_of(text))}
-        misfits = [next((fault for fault in state.faults if fault.kind in _MISFITS and fault.feature in readers), None) for state in days]
-        if all(misfits):
-            last = misfits[-1]
-            raise ConfigError(
-                "a mapped column is on no day what its role says", where=f"data ({spec.name}), {name}",
-                got=last.evidence if last else None, remedy=_MISFITS[last.kind] if last else None,
-            )  # fmt: skip
+    misfits = [_misfits(state, config.max_masked_cells_share * state.rows) for state in days]
+    for name in sorted(set.intersection(*map(set, misfits))):
+        last, where = misfits[-1][name], f"data ({spec.name}), {name}"
+        raise ConfigError("a mapped column is on no day what its role says", where=where, got=last.evidence, remedy=_MISFITS[last.kind])
 
 
-def _expressions(spec: LogSpec) -> list[str]:
-    """Returns what labels, features and logged scores are computed from."""
-    features = [feature.expression or name for name, feature in spec.features.items()]
-    return [*(action.expression for action in spec.actions.values()), *features, *spec.logged_scores.values()]
+def _misfits(state: DayHealth, limit: float) -> dict[str, Fault]:
+    """Returns the columns and expressions of which more cells than `limit` have another shape or range than their role."""
+    cells: Counter[str] = Counter()
+    found: dict[str, Fault] = {}
+    for fault in state.faults:
+        if fault.kind in _MISFITS and fault.feature:
+            cells[fault.feature] += fault.rows
+            found.setdefault(fault.feature, fault)
+    return {name: fault for name, fault in found.items() if cells[name] > limit}

@@ -38,6 +38,9 @@ _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
+_NAMES = "columns whose names are no identifiers (blanks, dots, dashes) need another name to stand in an expression"
+
+
 @dataclass(frozen=True)
 class Column:
     """Values with validity; `valid_N` is None when every value is valid."""
@@ -87,7 +90,7 @@ def parse(text: str) -> ast.expr:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise ConfigError("not an expression", got=text, expected="for example: play_time_ms / 1000 >= 7") from error
+        raise ConfigError("not an expression", got=text, expected="for example: play_time_ms / 1000 >= 7", remedy=_NAMES) from error
     _check(tree, text)
     return tree
 
@@ -109,7 +112,8 @@ def _check(node: ast.AST, text: str) -> None:
                 raise ConfigError("unknown function", where=text, got=name, remedy=nearest(name, FUNCTIONS))
             children = list(args)
         case _:
-            raise ConfigError("not allowed in an expression", where=text, got=ast.unparse(node) if isinstance(node, ast.expr) else node)
+            got = ast.unparse(node) if isinstance(node, ast.expr) else node
+            raise ConfigError("not allowed in an expression", where=text, got=got, remedy=_NAMES)
     for child in children:
         _check(child, text)
 

@@ -7,8 +7,10 @@ import pyarrow as pa
 import pytest
 
 from tests.unit.scan.conftest import DAYS, LAST, with_column
-from trainer.errors import ConfigError
-from trainer.schema.logs import ColumnSpec
+from trainer.config import ScanConfig
+from trainer.errors import ConfigError, DataError
+from trainer.scan import check_budget
+from trainer.schema.logs import ActionSpec, ColumnSpec, TimeSpec
 
 
 def tagged(table):
@@ -46,3 +48,16 @@ def test_a_feature_whose_declared_range_fits_no_day_is_refused_and_a_bad_day_is_
         judge(features={"price": ColumnSpec(kind="numeric", maximum=0.01)})
     health = judge({LAST: lambda table: with_column(table, "price", np.full(len(table), 9e9))})
     assert health.days[LAST].masked_columns == ["price"]
+
+
+def test_a_duration_taken_for_a_binary_action_is_refused_and_not_left_without_positives(judge):
+    with pytest.raises(ConfigError, match="length") as error:
+        judge(actions={"click": ActionSpec(expression="length")}, logged_scores={})
+    assert "write a comparison" in str(error.value.remedy)
+
+
+def test_times_in_another_unit_are_named_where_every_day_is_refused(judge):
+    health = judge(event_time=TimeSpec(column="ts", unit="s"), known_at=None)
+    with pytest.raises(DataError, match="every day is refused") as error:
+        check_budget(health, ScanConfig())
+    assert "time_unit (ts)" in str(error.value.got)

@@ -126,14 +126,6 @@ def downstream(
         write_text(out, json.dumps(as_plain(report), indent=1))
         return report
 
-    def tell(report: DownstreamReport) -> tuple[int, str]:
-        if not report.lift:
-            return report.rows, f"{report.status}: {report.reason}"
-        metric = next(name for name in ("ne", "ndcg", "auc") if name in report.lift)  # a model that ranks has no NE
-        found = report.lift[metric]
-        ends = "" if found.low is None or found.high is None else f" [{found.low:+.4f}, {found.high:+.4f}]"
-        return report.rows, f"{metric.upper()} of {action} with embeddings {found.value:+.4f}{ends} against without"
-
     def keep() -> DownstreamReport:
         report = from_plain(DownstreamReport, json.loads(out.read_text()))
         if report.final_sha256 is not None and read_final(final).sha256 != report.final_sha256:
@@ -141,7 +133,17 @@ def downstream(
         return report
 
     key = [as_plain(settings), as_plain(embeddings), action, as_plain(days), job.config.export.as_of, job.live]
-    return job.run.stage("downstream", key, produce, keep, tell)
+    return job.run.stage("downstream", key, produce, keep, _told)
+
+
+def _told(report: DownstreamReport) -> tuple[int, str]:
+    """The line of the downstream stage; a model that ranks has no NE."""
+    if not report.lift:
+        return report.rows, f"{report.status}: {report.reason}"
+    metric = next(name for name in ("ne", "ndcg", "auc") if name in report.lift)
+    found = report.lift[metric]
+    ends = "" if found.low is None or found.high is None else f" [{found.low:+.4f}, {found.high:+.4f}]"
+    return report.rows, f"{metric.upper()} of {report.action} with embeddings {found.value:+.4f}{ends} against without"
 
 
 def _as_features(

@@ -25,9 +25,10 @@ def logger(config: TrackingConfig, run_dir: Path) -> Any:
     from lightning.pytorch.loggers import WandbLogger
 
     # The run is opened here, because Lightning would pass a setting that W&B has retired and warns about.
-    mode = "online" if config.mode == "online" else "offline"
     try:
-        run = wandb.init(project=config.project, name=run_dir.name, dir=str(run_dir), mode=mode)
+        run = wandb.init(
+            project=config.project, name=run_dir.name, dir=str(run_dir), mode="online" if config.mode == "online" else "offline"
+        )
     except RewarmError:  # a signal that came meanwhile
         raise
     except Exception as error:  # theirs have no common class, and none of them may end a night

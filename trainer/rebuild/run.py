@@ -129,7 +129,8 @@ def ingest_days(context: Context, health: HealthMap, last: str, pool: Pool) -> S
 
 def repeats_of_days(context: Context, source: SourceDays, pool: Pool) -> dict[str, Mapping[str, Any]]:
     """Marks repeated deliveries; returns what `mark_repeats` counted, by day."""
-    keys, tasks, pending, counts = {}, [], [], {}
+    keys, tasks, pending = {}, [], []
+    counts: dict[str, Mapping[str, Any]] = {}
     for day in source.days:
         earlier = plan.overlapping(day, source.days, source.ingested)
         keys[day] = context.log_key("repeats", source.ingested[day].key, [source.ingested[other].key for other in earlier])

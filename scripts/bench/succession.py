@@ -6,9 +6,10 @@
 
 Production is a two-layer sasrec of width 64, trained once on all earlier days; the new model has four layers of width 128. The
 table and `succession.json` are those of `scripts/backtest.py`, which this only calls with the settings of the benchmark;
-``OVERRIDES`` after ``--`` are added to them (``-- arms=core``: fewer arms, for a real log; ``-- arms.warm_grown.seeds=1``). A stopped run goes on with the same command. More for
-less time: ``truth=FOLDER`` of the simulated log judges against its true probabilities, and ``behind=10 nights=1`` has one night learn
-eleven days, with a curve over all of them, instead of eleven nights that each learn one.
+``OVERRIDES`` after ``--`` are added to them (``-- arms.warm_grown.seeds=1``, or ``-- arms=core`` for the few arms that a real log
+needs). A stopped run goes on with the same command. More for less time: ``truth=FOLDER`` of the simulated log judges against its true
+probabilities, and ``behind=10 nights=1`` has one night learn eleven days, with a curve over all of them, instead of eleven nights
+that each learn one.
 """
 
 from __future__ import annotations

@@ -286,7 +286,7 @@ def measured(rank_N: np.ndarray, absent_N: np.ndarray) -> dict[str, float]:
 def mix(options: argparse.Namespace, new: int, history: int) -> tuple[int, float]:
     """Returns passes over the period's own targets, and the share of replayed ones among all.
 
-    As set without a budget. A budget is spent whole and never exceeded: as many passes, up to `passes`, as leave `replay_share` of
+    As set without a budget. A budget is spent and kept, up to whole batches: as many passes, up to `passes`, as leave `replay_share` of
     it to replay, which takes what is left. A single pass is made in any case, with nothing replayed where it costs more.
 
     Args:

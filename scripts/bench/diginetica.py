@@ -287,16 +287,19 @@ def mix(options: argparse.Namespace, new: int, history: int) -> tuple[int, float
     """Returns passes over the period's own targets, and the share of replayed ones among all.
 
     As set without a budget. A budget is spent and kept, up to whole batches: as many passes, up to `passes`, as leave `replay_share` of
-    it to replay, which takes what is left. A single pass is made in any case, with nothing replayed where it costs more.
+    it to replay, which takes what is left. A single pass is made in any case, with nothing replayed where it costs more. With a `floor`,
+    passes and share are never less than set: the first periods, in which joint itself is cheap, may then cost more than the budget.
 
     Args:
-        options: `passes`, `replay_share`, and `budget`: a share of what joint costs in this period.
+        options: `passes`, `replay_share`, `floor`, and `budget`: a share of what joint costs in this period.
         new: Targets of the period.
         history: Targets of all periods so far.
     """
     if not options.budget:
         return options.passes, options.replay_share
     affordable = options.budget * options.joint_passes * history
+    if options.floor:
+        return options.passes, max(options.replay_share, 1 - options.passes * new / affordable)
     passes = max(min(options.passes, int((1 - options.replay_share) * affordable / new)), 1)
     return passes, max(1 - passes * new / affordable, 0.0)
 
@@ -443,6 +446,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ema", type=float, default=0.99, help="decay of the served average of the weights; 0 serves the trunk")
     parser.add_argument("--replay-share", type=float, default=0.5, help="share of replayed targets in the arms that replay")
     parser.add_argument("--budget", type=float, default=0.0, help="spend this share of what joint costs on a period; 0: as set")
+    parser.add_argument("--floor", action="store_true", help="passes and replay share are never less than set, whatever the budget")
     parser.add_argument("--replay-apart", action="store_true", help="replayed targets in batches of their own, not beside new ones")
     parser.add_argument("--kd", type=float, default=0.5, help="weight of the old model's scores on replayed targets")
     parser.add_argument("--batch", type=int, default=1024)

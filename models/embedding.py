@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Batch
-from models.layers import PAD_ROW, TABLE_STD, Dropout, Projection, Table, feature_key
+from models.layers import TABLE_STD, Dropout, Projection, Table, feature_key
 from models.packing import GAP_BUCKETS, NO_CLOCK, Packing, gap_bucket, row_times
 from models.ranker import RankerShape
 
@@ -84,30 +84,17 @@ class TokenEmbedding(nn.Module):
         return self.item_features.add_to(self.item(item_M), item_features_MI)
 
     def rows(self, batch: Batch, packing: Packing) -> Tensor:
-        """Returns [R, D]: BOS and tokens in row order (`models.packing`).
-
-        A BOS row looks up pad rows, which are zero: ids are gathered by row before they are looked up, not vectors after it.
-        """
+        """Returns [R, D]: BOS and tokens in row order (`models.packing`)."""
         time_R = row_times(batch, packing)
         before_R = torch.cat([time_R.new_full((1,), NO_CLOCK), time_R[:-1]])  # a sequence's first token follows its clockless BOS
-
-        def by_row(x_T: Tensor) -> Tensor:
-            return torch.cat([x_T.new_full((1, *x_T.shape[1:]), PAD_ROW), x_T]).index_select(0, packing.source_R)
-
-        items_RD = self.items(by_row(batch.token_item_T), by_row(batch.token_item_features_TI))
-        row_RD = self.token_features.add_to(items_RD, by_row(batch.token_features_TK))
-        if len(self.action_value):
-            row_RD = row_RD + by_row(batch.token_action_TH).to(row_RD.dtype) @ self.action_value
-            row_RD = row_RD + by_row(batch.token_action_known_TH).to(row_RD.dtype) @ self.action_known
+        token_TD = self.token_features.add_to(self.items(batch.token_item_T, batch.token_item_features_TI), batch.token_features_TK)
+        token_TD = token_TD + batch.token_action_TH.to(token_TD.dtype) @ self.action_value
+        token_TD = token_TD + batch.token_action_known_TH.to(token_TD.dtype) @ self.action_known
+        front_D = token_TD.new_zeros(token_TD.shape[1]) if self.bos is None else self.bos
+        row_RD = torch.cat([front_D[None], token_TD]).index_select(0, packing.source_R)
         if self.position is not None:  # older tokens than there are rows share the oldest row
             row_RD = row_RD + nn.functional.embedding(packing.from_end_R.clamp(0, len(self.position) - 1), self.position)
-        return self.dropout(row_RD + self._before(gap_bucket(time_R, before_R), packing.source_R == 0))
-
-    def _before(self, gap_R: Tensor, front_R: Tensor) -> Tensor:
-        """Returns [R, D]: what a row knows of the time before it, and of a front row that it is one."""
-        if self.bos is None:
-            return nn.functional.embedding(gap_R, self.gap)
-        return nn.functional.embedding(gap_R.masked_fill(front_R, GAP_BUCKETS), torch.cat([self.gap, (self.gap[0] + self.bos)[None]]))
+        return self.dropout(row_RD + nn.functional.embedding(gap_bucket(time_R, before_R), self.gap))
 
     def target_rows(self, batch: Batch, packing: Packing) -> Tensor:
         """Returns [N, D]: targets as rows of the trunk; their time gap is the one to the last token available to them."""

@@ -151,8 +151,12 @@ INVARIANTS = {
             WARM + "growth.py::test_the_case_that_other_tools_lose",
         ],
         [
-            (SIDE, "old.lookup(self.vocabularies[name].keys)", "np.arange(2, 2 + len(self.vocabularies[name].keys)) % old.rows"),
-            (SIDE, "np.concatenate([np.arange(RESERVED_ROWS), old", "np.concatenate([np.arange(RESERVED_ROWS)[::-1], old"),
+            (
+                SIDE,
+                "old.lookup(self.vocabularies[name].keys, np.int32)",
+                "(np.arange(2, 2 + len(self.vocabularies[name].keys)) % old.rows).astype(np.int32)",
+            ),
+            (SIDE, "np.arange(RESERVED_ROWS, dtype=np.int32), found", "np.arange(RESERVED_ROWS, dtype=np.int32)[::-1], found"),
             ("trainer/schema/vocabulary.py", "if self.keys.null_count or len(pc.unique(self.keys)) != len(self.keys):", "if False:"),
         ],
     ),
@@ -247,8 +251,8 @@ INVARIANTS = {
         [
             (
                 MOMENTS,
-                "replace(place, zero=np.zeros(len(place.index), bool))",
-                "replace(place, index=np.arange(len(place.index)) % place.size, zero=np.zeros(len(place.index), bool))",
+                "replace(place, zero=np.broadcast_to(False, len(place.index)))",
+                "replace(place, index=np.arange(len(place.index)) % place.size, zero=np.broadcast_to(False, len(place.index)))",
             ),
             (MOMENTS, "    if STATES[state] != 2:\n        return StateStart(0.0)\n", "    return StateStart(0.0)\n"),
             (MOMENTS, "place.gradient ** STATES[state]", "place.gradient"),

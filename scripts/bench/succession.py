@@ -2,7 +2,7 @@
 
     python scripts/bench/succession.py --out DIR                                    # simulated log, 30 days, the last 4 judged
     python scripts/bench/succession.py --out DIR --days 90 --nights 7
-    python scripts/bench/succession.py --out DIR --log globo --data DIR             # or kuairand: real logs
+    python scripts/bench/succession.py --out DIR --log globo --data DIR --one-in 16 # or kuairand: real logs
 
 Production is a two-layer sasrec of width 64, trained once on all earlier days; the new model has four layers of width 128. The
 table and `succession.json` are those of `scripts/backtest.py`, which this only calls with the settings of the benchmark;

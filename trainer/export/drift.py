@@ -79,9 +79,8 @@ def _drift(old: Path, new: Path, entity: str, same_space: bool, frequency: Frequ
     found = compare(_paired(before, after, frequency), where)
     severity = {"block": "block" if same_space else "info", "info": "warn" if same_space else "info"}
     told = [check for check in found.checks if check.name != "embedding_repaired"]
-    checks = [
-        check if check.name == BUCKET else replace(check, severity=severity[check.severity]) for check in told
-    ]  # rare ones always move
+    # What is told by frequency only informs: the vectors of rare entities always move.
+    checks = [check if check.name == BUCKET else replace(check, severity=severity[check.severity]) for check in told]
     # A user's vector changes with every event, so two days of users agree less than two versions of an item.
     return [replace(check, severity="warn") if check.severity == "block" and entity != ITEM else check for check in checks]
 

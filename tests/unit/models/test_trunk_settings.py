@@ -10,7 +10,7 @@ from models.losses import ranker_loss
 from trainer.config import FitConfig
 from trainer.fit.trunk import set_up
 
-BATCHES = [([0, 9, 30], [[0], [2, 3], [4]]), ([50] * 3, [[3]] * 3), ([7] * 9, [[1, 2]] * 9), ([90, 3], [[4], [1]]), ([21] * 4, [[20]] * 4)]
+BATCHES = [([0, 9, 30], [[0], [2, 3], [4]]), ([50] * 3, [[3]] * 3), ([7] * 9, [[1, 2]] * 9), ([90, 3], [[4], [1]]), ([12] * 5, [[3]] * 5)]
 
 
 def gradients(ranker, batch, seed=0):
@@ -55,10 +55,10 @@ def test_compiled_blocks_serve_every_batch_size_with_few_graphs(kit, architectur
         torch.testing.assert_close(loss, same, rtol=1e-5, atol=0)
         for a, b in zip(mine, twin, strict=True):
             if a is not None:
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
         graphs.append(counters["stats"]["unique_graphs"])
-    # torch 2.13 is done after two sizes, 2.11 after four.
-    assert 0 < graphs[-1] <= 10 and graphs[3] == graphs[-1], "the first batches decide: nothing is compiled anew for a further size"
+    settled, most = (1, 8) if torch.__version__ >= (2, 13) else (3, 10)  # 2.11 takes two sizes and two graphs more
+    assert 0 < graphs[-1] <= most and graphs[settled] == graphs[-1], "the first batches decide: nothing is compiled anew for another size"
 
 
 def test_a_copy_of_a_compiled_ranker_runs_its_own_weights(kit):

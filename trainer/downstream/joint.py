@@ -1,9 +1,10 @@
 """Which final model goes out with new embeddings.
 
-Embeddings and the model that reads them move together. While the space stays, the live model is replayed on the new features and stays
-too, unless a retrained one is shown to be as good. In a new space the live model is worth nothing (its thresholds lie on coordinates
-that mean something else), so there the retrained one is judged in its place, each model on its own features. Scores among them are
-delivered ones on both sides: behind the repair of the release that exports them, as production's model has always read them.
+Embeddings and the model that reads them move together, and the one that goes out is the one that is judged. While the space stays, the
+live model is replayed on the new features and stays too, unless a retrained one is shown to be as good as the live one is today. In a new
+space the live model is worth nothing (its thresholds lie on coordinates that mean something else), so there the retrained one is judged
+in its place, each model on its own features. Scores among them are delivered ones on both sides: behind the repair of the release that
+exports them, as production's model has always read them.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def choose_final(
         reason: Why no model was retrained.
 
     Returns:
-        The choice. In an unchanged space ``replay_*`` checks decide, and ``joint_*`` checks inform; in a new one ``joint_*`` decide, and
-        without a retrained model ``joint_release`` fails.
+        The choice. Checks of the model that goes out decide: ``joint_*`` of the retrained one, ``replay_*`` of the live one. In an
+        unchanged space those of the other inform; in a new one, without a retrained model, ``joint_release`` fails.
 
     Raises:
         CheckpointError: If a model is damaged, or the live one belongs to other embeddings.
@@ -91,14 +92,20 @@ def choose_final(
             sentence = f"No final model can be released with the new embeddings: {moved}, and {reason}; {RETRAIN}."
             return Choice(sentence, None, [Check(name="joint_release", family=FAMILY, action=action, outcome="fail", sentence=sentence)])
         return Choice(f"{_name(ours)} is released together with the embeddings: {moved}.", ours.sha256, joint)
-    checks = differences(REPLAY, new, action, final_scores(live, [new])[0], old_N, probabilities=theirs.objective == "binary")
-    checks += [replace(check, severity="info") for check in joint]
+    replayed = differences(REPLAY, new, action, final_scores(live, [new])[0], old_N, probabilities=theirs.objective == "binary")
     if ours is not None and all(check.outcome == "pass" for check in joint if check.severity == "block"):
-        return Choice(f"{_name(ours)} is released with the embeddings: as good as the live one, in the same space.", ours.sha256, checks)
+        sentence = f"{_name(ours)} is released with the embeddings: as good as the live one, in the same space."
+        return Choice(sentence, ours.sha256, [*joint, *_informing(replayed)])
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(live, out)
     why = reason if ours is None else "the retrained one was not shown to be as good"
-    return Choice(f"The live final model ({_words(theirs)}) stays, released with the embeddings: {why}.", theirs.sha256, checks)
+    sentence = f"The live final model ({_words(theirs)}) stays, released with the embeddings: {why}."
+    return Choice(sentence, theirs.sha256, [*replayed, *_informing(joint)])
+
+
+def _informing(checks: list[Check]) -> list[Check]:
+    """Checks of the model that does not go out: they say why, and decide nothing."""
+    return [replace(check, severity="info") for check in checks]
 
 
 def _check_live(model: FinalModel, folder: Path, space: str, action: str) -> None:

@@ -76,8 +76,8 @@ class DownstreamReport:
         lift: Metric -> ``with`` minus ``without``, paired row by row (``ne``: below 0 is better; ``auc``, ``ndcg``: above 0 is better).
         ablation: Arm -> the same differences to ``without``.
         slices: ``<column>=<value>`` -> arm -> calibration ratio of the final score there.
-        replay: The live model, frozen, on the new features against the old ones, if there is one, and what a joint release with a new
-            one was judged by; the gate judges these.
+        replay: Checks of the final model that goes out, which the gate judges: the live one, frozen, on the new features against the
+            old ones, or a new one beside production's; those of the other one inform.
         final: Which final model is released with these embeddings, in words; or why none is.
         final_sha256: Hash of that model's file; null if none is released.
         importance: Share of the total gain of the 20 most used features of the arm ``with``, largest first.

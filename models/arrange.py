@@ -48,7 +48,7 @@ def arrange_pairs(packing: Packing, seen: Seen) -> PointwiseAttention:
     """
     device = packing.length_S.device
     # The kernel sums the bias gradient in no fixed order.
-    if half_precision(device) is None or torch.are_deterministic_algorithms_enabled() or not _has_triton():
+    if half_precision(device) is None or torch.are_deterministic_algorithms_enabled() or not has_triton():
         return pair_layout(packing, seen)
     return run_layout(packing, seen)
 
@@ -62,7 +62,8 @@ def half_precision(device: torch.device) -> torch.dtype | None:
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Tells whether kernels written in Triton can be compiled here."""
     return find_spec("triton") is not None
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.arrange import has_triton
 from models.streams import in_streams
 
 MOST_LOGITS = 2**26  # held at a time: 256 MiB in fp32, 64 rows of a million items
@@ -31,15 +32,15 @@ def full_softmax(
     faults than in arithmetic (measured: 1190 ms flat, 499 ms in chunks of 256, equal gradients). What is left beside the three
     products is one pass for the exponentials: a row of ones beside the items adds them up, the share of a row is multiplied into the
     narrow factors, its label is subtracted from the results, and where the norms of both factors bound the logits nothing is shifted. On
-    the CPU chunks run in one stream a thread. Under autocast to bf16 on CUDA the three products take bf16 factors and sum in fp32;
-    logits, their exponentials and the loss are fp32 everywhere.
+    the CPU chunks run in one stream a thread; on CUDA a kernel takes the place of all passes (`models.softmax_kernel`). Under autocast
+    to bf16 on CUDA the three products take bf16 factors and sum in fp32; logits, their exponentials and the loss are fp32 everywhere.
 
     Args:
         hidden_ND: States that predict.
         item_VD: Vectors of the candidates. Leave out the reserved rows: nobody can be served padding.
         target_N: int64 row of `item_VD`; a negative target takes no part.
         weight_N: Example weights; None weighs alike.
-        chunk_rows: Rows a chunk; None takes `rows_a_chunk`.
+        chunk_rows: Rows a chunk; None takes `rows_a_chunk`, or what suits the kernel.
 
     Returns:
         Scalar; 0 if no row takes part.
@@ -48,14 +49,26 @@ def full_softmax(
     weight_N = torch.ones_like(target_N, dtype=dtype) if weight_N is None else weight_N.to(dtype)
     weight_N = weight_N * (target_N >= 0)
     share_N = weight_N / weight_N.sum().clamp(min=torch.finfo(dtype).tiny)
-    device = hidden_ND.device.type
-    halved = device == "cuda" and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-    rows = rows_a_chunk(len(item_VD)) if chunk_rows is None else chunk_rows
-    with torch.autocast(device, enabled=False):
-        loss: Tensor = _FullSoftmax.apply(
-            hidden_ND.to(dtype), item_VD.to(dtype), target_N.clamp(min=0), share_N, rows, torch.bfloat16 if halved else dtype
-        )
+    device, factors = hidden_ND.device, _factors(hidden_ND.device.type, dtype)
+    sides = hidden_ND.to(dtype), item_VD.to(dtype), target_N.clamp(min=0), share_N
+    with torch.autocast(device.type, enabled=False):
+        if _is_fused(device, dtype):
+            from models.softmax_kernel import fused_softmax
+
+            return fused_softmax(*sides, factors, None, chunk_rows)
+        loss: Tensor = _FullSoftmax.apply(*sides, rows_a_chunk(len(item_VD)) if chunk_rows is None else chunk_rows, factors)
     return loss
+
+
+def _factors(device: str, dtype: torch.dtype) -> torch.dtype:
+    """Returns the type that products take their factors in: bf16 under autocast to it on CUDA, which alone sums them in fp32."""
+    halved = device == "cuda" and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return torch.bfloat16 if halved else dtype
+
+
+def _is_fused(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tells whether chunks of logits go through `models.softmax_kernel`."""
+    return device.type == "cuda" and dtype == torch.float32 and has_triton()
 
 
 def rows_a_chunk(items: int) -> int:
@@ -164,12 +177,12 @@ def _stream(sides: _Sides, number: int, count: int) -> tuple[Tensor, Tensor | No
         chunk = slice(first, first + rows)
         hidden_RD, target_R, share_R = sides.hidden_ND[chunk], sides.target_N[chunk], sides.share_N[chunk]
         logit_VR = buffer[: len(item_VD) * len(target_R)].view(len(item_VD), len(target_R))
-        _product(factor_VD, hidden_RD.to(sides.factors).T, logit_VR)
+        product(factor_VD, hidden_RD.to(sides.factors).T, logit_VR)
         if not sides.small:
             logit_VR -= logit_VR.amax(0)
         chosen_R = logit_VR.gather(0, target_R[None])[0]
         weight_VR = logit_VR.exp_().to(sides.factors)
-        sum_JR = None if grad_hidden is None else _product(sides.item_JV, weight_VR, buffer_JR[:, : len(target_R)])
+        sum_JR = None if grad_hidden is None else product(sides.item_JV, weight_VR, buffer_JR[:, : len(target_R)])
         total_R = logit_VR.sum(0) if sum_JR is None or len(sum_JR) == width else sum_JR[width]
         loss += ((total_R.log() - chosen_R) * share_R).sum()
         scale_R1 = (share_R / total_R)[:, None]
@@ -177,19 +190,18 @@ def _stream(sides: _Sides, number: int, count: int) -> tuple[Tensor, Tensor | No
             grad_RD = torch.mul(sum_JR[:width].T, scale_R1, out=grad_hidden[chunk])
             grad_RD.sub_(item_VD.index_select(0, target_R).mul_(share_R[:, None]))
         if grad_item is not None:
-            _product(weight_VR, (hidden_RD * scale_R1).to(sides.factors), grad_item, add=True)
+            product(weight_VR, (hidden_RD * scale_R1).to(sides.factors), grad_item, add=True)
             grad_item.index_add_(0, target_R, hidden_RD * share_R[:, None], alpha=-1)
     return loss, grad_item
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
+def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
     """Writes (or adds) a b to `out`; factors of a smaller type than `out` are multiplied as they are and summed in `out`'s."""
     if a.dtype != out.dtype and a.device.type != "cuda":  # other devices know no product whose sums are wider than its factors
         a, b = a.to(out.dtype), b.to(out.dtype)
     if a.dtype == out.dtype:
         return out.addmm_(a, b) if add else torch.mm(a, b, out=out)
-    product = torch.mm(a, b, out_dtype=out.dtype)
-    return out.add_(product) if add else out.copy_(product)
+    return torch.addmm(out, a, b, out_dtype=out.dtype, out=out) if add else torch.mm(a, b, out_dtype=out.dtype, out=out)
 
 
 def sampled_softmax(
@@ -221,10 +233,18 @@ def sampled_softmax(
     Returns:
         Scalar; 0 if the weights add up to nothing.
     """
-    dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
-    with torch.autocast(hidden_ND.device.type, enabled=False):
+    dtype, device = torch.promote_types(hidden_ND.dtype, torch.float32), hidden_ND.device
+    factors = _factors(device.type, dtype)
+    with torch.autocast(device.type, enabled=False):
         hidden_ND = hidden_ND.to(dtype)
         positive_N1 = ((hidden_ND * positive_ND.to(dtype)).sum(-1) - log_q_positive_N.to(dtype))[:, None]
+        if _is_fused(device, dtype):
+            from models.softmax_kernel import Negatives, fused_softmax
+
+            weight_N = torch.ones_like(positive_N1[:, 0]) if weight_N is None else weight_N.to(dtype)
+            share_N = (weight_N / weight_N.sum().clamp(min=torch.finfo(dtype).tiny)).detach()
+            negatives = Negatives(positive_N1[:, 0], negative_M, log_q_negative_M.to(dtype))
+            return fused_softmax(hidden_ND, negative_MD.to(dtype), target_N, share_N, factors, negatives)
         negative_NM = hidden_ND @ negative_MD.to(dtype).T - log_q_negative_M.to(dtype)
         negative_NM = negative_NM.masked_fill(target_N[:, None] == negative_M[None, :], -torch.inf)
         loss_N = torch.logsumexp(torch.cat([positive_N1, negative_NM], 1), 1) - positive_N1[:, 0]

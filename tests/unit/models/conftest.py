@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,3 +140,57 @@ class Kit:
 @pytest.fixture(scope="session")
 def kit():
     return Kit
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Puts, in the place of a module of kernels, the same module loaded so that Triton interprets them."""
+    triton = pytest.importorskip("triton", reason="triton is not installed: kernels cannot be run, not even interpreted")
+
+    def load(name):
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        if not loops_are_interpreted():
+            pytest.skip(f"the interpreter of Triton {triton.__version__} cannot loop up to a loaded bound with NumPy {np.__version__}")
+        # Triton's own functions were made when it was imported, to be compiled; what they consist of is interpreted.
+        monkeypatch.setattr(triton.runtime.jit.JITFunction, "__call__", lambda self, *args, **options: self.fn(*args, **options))
+        module = load_interpreted(name)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return module
+
+    return load
+
+
+@cache
+def load_interpreted(name):
+    spec = importlib.util.spec_from_file_location(f"models.{name}", Path(models.__file__).parent / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    outside = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module  # dataclasses look up where they were made
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        if outside is None:
+            del sys.modules[spec.name]
+        else:
+            sys.modules[spec.name] = outside
+    return module
+
+
+@cache
+def loops_are_interpreted():
+    """Tells whether this Triton goes with this NumPy: 3.6 turns an array of one value into an index, which NumPy 2.4 refuses."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction, InterpreterError
+
+    def count(bound, out):
+        total = 0
+        for step in range(tl.load(bound)):
+            total += step
+        tl.store(out, total)
+
+    out = torch.zeros(1, dtype=torch.int32)
+    try:
+        InterpretedFunction(count)[(1,)](torch.tensor([4], dtype=torch.int32), out)
+    except InterpreterError:
+        return False
+    return out.item() == 6

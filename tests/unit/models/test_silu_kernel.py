@@ -1,22 +1,16 @@
 """The Triton kernel against the dense twin: on the CPU in Triton's interpreter, and (marked `gpu`) compiled."""
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-import models
 from models.arrange import run_layout
 from models.attention import BIAS_ROWS, dense_pointwise_attention
 from models.hstu import seen
 from models.packing import pack
 
-triton = pytest.importorskip("triton", reason="triton is not installed: the kernel cannot be run, not even interpreted")
-tl = pytest.importorskip("triton.language")
+pytest.importorskip("triton", reason="triton is not installed: the kernel cannot be run, not even interpreted")
 
 ODD = [
     ([0], [[]]), ([0], [[0]]), ([1], [[1, 1, 0]]), ([0, 0, 3], [[0], [], [3, 0, 2]]),
@@ -24,39 +18,10 @@ ODD = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def kernel():
+@pytest.fixture
+def kernel(interpreted):
     """In the kernel's place, the same module loaded so that its functions are interpreted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        name = "models.silu_kernel"
-        spec = importlib.util.spec_from_file_location(name, Path(models.__file__).parent / "silu_kernel.py")
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        if not loops_are_interpreted():
-            pytest.skip(f"the interpreter of Triton {triton.__version__} cannot loop up to a loaded bound with NumPy {np.__version__}")
-        yield module
-
-
-@triton.jit
-def _count(bound, out):
-    total = 0
-    for step in range(tl.load(bound)):
-        total += step
-    tl.store(out, total)
-
-
-def loops_are_interpreted():
-    """Tells whether this Triton goes with this NumPy: 3.6 turns an array of one value into an index, which NumPy 2.4 refuses."""
-    from triton.runtime.interpreter import InterpretedFunction, InterpreterError
-
-    out = torch.zeros(1, dtype=torch.int32)
-    try:
-        InterpretedFunction(_count.fn)[(1,)](torch.tensor([4], dtype=torch.int32), out)
-    except InterpreterError:
-        return False
-    return out.item() == 6
+    return interpreted("silu_kernel")
 
 
 def case(kit, lengths, targets, width=8, heads=2, seed=0):

@@ -21,7 +21,7 @@ from trainer.errors import RewarmError
 from trainer.gate.calibration import calibration, cumulative, usual_move
 from trainer.gate.compatibility import check_rules, churn, mean_scores, replayed, rule_scores, thresholds, traffic
 from trainer.gate.decide import Question, settle
-from trainer.gate.quality import explanation, quality, realised_value, value_ranking
+from trainer.gate.quality import CHANCE, above_chance, explanation, quality, realised_value, unproven, value_ranking
 from trainer.gate.replay import entry_point
 from trainer.gate.sanity import label_sanity, temper
 from trainer.gate.scope import Scope, scopes
@@ -143,7 +143,8 @@ def judge(
         docket.checks.append(_first(policy))
     docket.run(tasks)
     docket.take(ask_suites(suites, source, policy, value_weights, seed))
-    checks = temper([_json_safe(check) for check in [*docket.checks, *doubted(settle(docket.questions, policy), policy)]], table, policy)
+    settled = [unproven(check) for check in doubted(settle(docket.questions, policy), policy)]
+    checks = temper([_json_safe(check) for check in [*docket.checks, *settled]], table, policy)
     return conclude([*checks, *_coverage(checks, table, policy)], policy)
 
 
@@ -192,13 +193,14 @@ def _against_reference(docket: _Docket, action: ActionColumns, everything: Scope
 
 
 def _sanity(docket: _Docket, table: Predictions, action: ActionColumns) -> None:
-    """Without production: calibrated within wide bounds, and not shown to rank worse than counting."""
+    """Without production: calibrated within wide bounds, and not shown to rank worse than chance, nor than counting."""
     policy = docket.policy
     why = f"production_{action.name} is absent, so nothing is compared with it"
     docket.checks.append(not_applicable("production", "data", why, action=action.name))
     [scope] = scopes(replace(table, slices=[]), policy, ~np.isnan(action.label_N))
     wide = replace(scope, factor=policy.prove_within)
     docket.ask(("calibration", action.name, "calibration"), calibration, action, wide, policy, docket.severity("calibration"))
+    docket.ask(("chance", action.name, "ranking"), above_chance, action, scope, policy)
     if names.COUNTING in action.scores:
         docket.ask(("counting", action.name, "baseline"), _not_below_counting, action, scope, policy)
 
@@ -310,10 +312,16 @@ def _verdict(checks: list[Check], policy: GatePolicy) -> Verdict:
     holding = [check for check in blocking if check.outcome == "hold"]
     decision = REJECT if failing else HOLD if holding else PROMOTE
     deciding = failing or holding
-    reason = f"{len([c for c in blocking if c.outcome == 'pass']):,} blocking checks passed, none failed or held"
+    reason = f"{len([c for c in blocking if c.outcome == 'pass']):,} blocking checks passed, none failed or held{_caution(checks)}"
     if deciding:
         reason = f"{deciding[0].sentence}{_others(deciding)}"
     return Verdict(verdict=decision, reason=reason, policy=policy.name, checks=checks, failed=[check.path for check in failing])
+
+
+def _caution(checks: Sequence[Check]) -> str:
+    """What a reader of a first model's PROMOTE must not overlook: that was the user's word, and nothing here backs it."""
+    blind = sorted({check.action for check in checks if check.name.endswith(CHANCE) and check.outcome != "pass"})
+    return f"; CAUTION: not shown to rank {', '.join(blind)} better than chance, promoted on gate.first=promote alone" if blind else ""
 
 
 def _others(deciding: Sequence[Check]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -50,6 +50,38 @@ def quality(
     shown = [normalised_loss(action.kind, score_N, label_N, scope.rows).value_G for score_N in (theirs_N, ours_N)]
     harm = ours.log(scope.rows).minus(theirs.log(scope.rows))
     return questions + ask(_loss(action, policy, against_it, severity), harm, shown, same_G, few_G, scope, policy)
+
+
+CHANCE = "_vs_chance"  # suffix of the checks of `above_chance`
+
+
+def above_chance(action: ActionColumns, scope: Scope, policy: GatePolicy) -> list[Question | Check]:
+    """Asks whether the challenger ranks worse than no model at all: AUC one half (binary), rank correlation 0 (others).
+
+    Args:
+        action: The action, with the challenger's scores.
+        scope: Ripe rows, in one group.
+        policy: Margins.
+
+    Returns:
+        The question, as a harm: chance minus the challenger. Nothing need be proven, only a shown loss counts.
+    """
+    ours_N, label_N = action.scores[names.CHALLENGER][scope.kept_N], action.label_N[scope.kept_N]
+    kind, metric = _ranking(action, policy, Against(CHANCE, None, 1.0, False), "block", None)[0]
+    found = metric(ours_N, label_N, scope.rows)
+    chance_G = np.full_like(found.value_G, 0.5 if action.kind == BINARY else 0.0)
+    same_G = ~scope.differs(ours_N, np.full_like(ours_N, ours_N[:1].sum()))  # one score for all rows is chance itself
+    few_G = too_few(scope, label_N, action.kind == BINARY, policy)
+    harm = Estimate(chance_G - found.value_G, -found.influence_N)
+    asked = ask(kind, harm, [chance_G, found.value_G], same_G, few_G, scope, policy)
+    return [replace(one, upper=-math.inf) if isinstance(one, Question) else one for one in asked]
+
+
+def unproven(check: Check) -> Check:
+    """Turns a check of `above_chance` that passed into a warning, unless the challenger is shown to rank better than chance."""
+    if not check.name.endswith(CHANCE) or check.outcome != "pass" or (check.high is not None and check.high < 0):
+        return check
+    return replace(check, outcome="hold", severity="warn", sentence=f"{check.sentence}, and NOT SHOWN to rank better than chance")
 
 
 @dataclass(frozen=True)

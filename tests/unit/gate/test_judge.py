@@ -248,6 +248,34 @@ def test_without_production_the_sanity_checks_still_reject(world, policy, no_rul
     assert judge(table(doubled), policy(first="promote"), no_rules).failed == ["calibration/click/all"]
 
 
+def test_a_first_model_is_told_from_chance(world, policy, no_rules, table):
+    """`gate.first=promote` is the user's word; that nothing but this word backs a model is said where the verdict is read."""
+    columns = _first(world())
+    columns = {name: x_N for name, x_N in columns.items() if not name.endswith("_like")}
+    shown = judge(table(columns), policy(first="promote"), no_rules)
+    assert _find(shown, "auc_vs_chance", "click").outcome == "pass" and "CAUTION" not in shown.reason
+    p_N, few = columns["challenger_click"], slice(0, 200)
+
+    def permuted(rows: slice, seed: int) -> dict:
+        score_N = np.random.default_rng(seed).permutation(p_N)
+        return {name: x_N[rows] for name, x_N in {**columns, "challenger_click": score_N}.items()}
+
+    for blind in (permuted(few, 0), permuted(slice(None), 1), {**columns, "challenger_click": np.full(len(p_N), p_N.mean())}):
+        verdict = judge(table(blind), policy(first="promote", min_positives=5), no_rules)
+        check = _find(verdict, "auc_vs_chance", "click")
+        assert (verdict.verdict, check.outcome, check.severity) == ("PROMOTE", "hold", "warn")
+        assert "CAUTION: not shown to rank click better than chance" in verdict.reason and "gate.first=promote" in verdict.reason
+        assert judge(table(blind), policy(min_positives=5), no_rules).verdict == "HOLD"
+
+
+def test_a_first_model_that_ranks_worse_than_chance_is_rejected(world, policy, no_rules, table):
+    columns = _first(world())
+    order_N = np.argsort(columns["challenger_click"])
+    columns["challenger_click"][order_N] = columns["challenger_click"][order_N[::-1]].copy()  # the same scores, upside down
+    verdict = judge(table(columns), policy(first="promote"), no_rules)
+    assert verdict.failed == ["auc_vs_chance/click/all"]
+
+
 def test_checks_of_other_stages_decide_like_any_other(world, policy, no_rules, table):
     extra = Check(name="parity", family="serving", outcome="fail", sentence="served scores differ by 0.2")
     scores = judge(table(world(rows=20_000)), policy(slices=[]), no_rules)

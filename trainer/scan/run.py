@@ -23,6 +23,7 @@ from trainer.scan.read import Reading
 from trainer.scan.respond import Response, repairs_of, respond
 from trainer.scan.show import print_health
 from trainer.scan.summary import binary_actions, monitored, ranked_by
+from trainer.scan.unvarying import Unvarying
 from trainer.scan.verify import FileReport, lost_file
 from trainer.scan.workers import ReaderPool
 from trainer.schema.expression import columns_of
@@ -90,7 +91,7 @@ def scan(spec: LogSpec, days: list[str], config: ScanConfig, scorer: Scorer | No
 def _judged(reading: Reading, folders: list[DayFolder], absent: set[str], scorer: Scorer | None) -> dict[str, DayHealth]:
     spec, config, roles = reading.spec, reading.config, source_columns(reading.spec)
     actions = {name: column for name, columns in binary_actions(spec).items() for column in columns}
-    memory, past, verdicts = Memory.of(config), Past(), {}
+    memory, past, verdicts, unvarying = Memory.of(config), Past(), {}, Unvarying()
     for folder, found in reading.days(folders):
         day = folder.day
         if day in absent or folder.manifest_error is not None:
@@ -102,8 +103,13 @@ def _judged(reading: Reading, folders: list[DayFolder], absent: set[str], scorer
         verdict, deliveries = judge_day(folder, _treated(reading, folder, reports, response), response, roles, past, config)
         verdicts[day] = verdict
         healthy = verdict.status != "refused"
-        remember(memory, examined, {*response.accused, *verdict.masked_columns}, actions, healthy)
-        past = _later(past, day, verdict.used, deliveries, spec) if healthy else past
+        accused = {*response.accused, *verdict.masked_columns}
+        remember(memory, examined, accused, actions, healthy)
+        if healthy:
+            past = _later(past, day, verdict.used, deliveries, spec)
+            unvarying.add(day, examined.remembered.state.columns, accused)
+    for notice in unvarying.notices():
+        verdicts[notice.day] = replace(verdicts[notice.day], notices=[*verdicts[notice.day].notices, notice])
     return verdicts
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from models.packing import GAP_BUCKETS, POSITION_BUCKETS, Packing, gap_bucket, position_bucket
+from models.packing import GAP_BUCKETS, NO_CLOCK, POSITION_BUCKETS, Packing, gap_bucket, position_bucket
 
 
 class Rotary(nn.Module):
@@ -271,6 +271,11 @@ class Seen:
     time_Q: Tensor
     visible_Q: Tensor
 
+    @property
+    def has_clock(self) -> bool:
+        """Whether a time may be known; on an accelerator, where the answer would have to be waited for, it always may."""
+        return self.time_Q.device.type != "cpu" or bool((self.time_Q != NO_CLOCK).any())
+
 
 BIAS_ROWS = POSITION_BUCKETS * GAP_BUCKETS
 HIDDEN = BIAS_ROWS  # bias row of a pair that must not be seen
@@ -286,6 +291,7 @@ class PairLayout:
         keys: Rows of each sequence, in the same groups.
         bias: int32 [B, L, M] a group: bias row of every pair (position bucket x gap bucket), or `HIDDEN`.
         inverse_Q: int64, place of each asking row among the padded queries.
+        inverse_R: int64, place of each row among the padded keys.
         self_bias_N: int32, bias row of a target with itself.
     """
 
@@ -293,6 +299,7 @@ class PairLayout:
     keys: Padded
     bias: tuple[Tensor, ...]
     inverse_Q: Tensor
+    inverse_R: Tensor
     self_bias_N: Tensor
 
     @torch.compiler.disable
@@ -308,13 +315,14 @@ def pair_layout(packing: Packing, seen: Seen) -> PairLayout:
     asking_S = length_S + target_length_S
     groups = _groups(_rounded(length_S) * 2**32 + _rounded(asking_S, octaves=2))
     start_S, first_S = length_S.cumsum(0) - length_S, asking_S.cumsum(0) - asking_S  # as if targets stood right behind their rows
-    keys = _pad([(start_S[group_B], length_S[group_B]) for group_B in groups]).to(device)
+    keys = _pad([(start_S[group_B], length_S[group_B]) for group_B in groups])
+    inverse_R = sent(_inverse(keys, [length_S[group_B] for group_B in groups], rows), device)
     queries = _pad([(first_S[group_B], asking_S[group_B]) for group_B in groups])
     queries = Padded(_asking_order(length_S, target_length_S)[queries.index_X], queries.shapes)
     inverse_Q = sent(_inverse(queries, [asking_S[group_B] for group_B in groups], rows + targets), device)
-    queries = queries.to(device)
+    queries, keys = queries.to(device), keys.to(device)
     bias = tuple(_pair_bias(seen, *pair) for pair in zip(queries.indices(), keys.indices(), strict=True))
-    return PairLayout(queries, keys, bias, inverse_Q, self_bias(seen.time_Q[rows:]))
+    return PairLayout(queries, keys, bias, inverse_Q, inverse_R, self_bias(seen.time_Q[rows:]))
 
 
 def self_bias(time_N: Tensor) -> Tensor:
@@ -329,10 +337,20 @@ def _asking_order(length_S: Tensor, target_length_S: Tensor) -> Tensor:
 
 
 def _pair_bias(seen: Seen, query_BL: Tensor, key_BM: Tensor) -> Tensor:
-    distance_BLM = seen.position_Q[query_BL][:, :, None] - seen.position_Q[key_BM][:, None, :]
-    gap_BLM = gap_bucket(seen.time_Q[query_BL][:, :, None], seen.time_Q[key_BM][:, None, :])
-    place_M = torch.arange(key_BM.shape[1], device=key_BM.device)
-    return bias_row(position_bucket(distance_BLM), gap_BLM).masked_fill_(place_M >= seen.visible_Q[query_BL][:, :, None], HIDDEN)
+    """int32 [B, L, M]: bias row of every pair of a group; pairs are many, so all that can be is looked up, in int32."""
+    place_M = torch.arange(key_BM.shape[1], dtype=torch.int32, device=key_BM.device)
+    distance_BLM = seen.position_Q.int()[query_BL][:, :, None] - seen.position_Q.int()[key_BM][:, None, :]
+    # No query stands farther behind than all keys of its sequence; what stands before a key is hidden.
+    distance_M1 = torch.arange(key_BM.shape[1] + 1, device=key_BM.device)
+    row_BLM = _looked_up(bias_row(position_bucket(distance_M1), torch.zeros_like(distance_M1)), distance_BLM.clamp_(min=0))
+    if seen.has_clock:
+        row_BLM += gap_bucket(seen.time_Q[query_BL][:, :, None], seen.time_Q[key_BM][:, None, :])
+    return row_BLM.masked_fill_(place_M >= seen.visible_Q.int()[query_BL][:, :, None], HIDDEN)
+
+
+def _looked_up(value_P: Tensor, index: Tensor) -> Tensor:
+    """Returns ``value_P[index]``: a gather of single numbers, for which torch takes a third of the time that it takes for rows of one."""
+    return value_P.index_select(0, index.flatten()).view(index.shape)
 
 
 def bias_row(position: Tensor, gap: Tensor) -> Tensor:
@@ -357,13 +375,39 @@ def pointwise_attention(q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_PH: Te
     """
     table_PH = torch.cat([bias_PH, bias_PH.new_full((1, bias_PH.shape[1]), _HIDDEN_BIAS)])
     outputs = []
-    parts = zip(layout.queries.gather(q_QHE), layout.keys.gather(k_QHE), layout.keys.gather(v_QHE), layout.bias, strict=True)
+    rows = len(layout.inverse_R)  # padding is hidden from all queries, and what it asks is not read: it has no gradient
+    keys, values = (layout.keys.gather(x_QHE[:rows], layout.inverse_R) for x_QHE in (k_QHE, v_QHE))
+    parts = zip(layout.queries.gather(q_QHE, layout.inverse_Q), keys, values, layout.bias, strict=True)
     for q_BHLE, k_BHME, v_BHME, bias_BLM in parts:
-        bias_BLMH = F.embedding(bias_BLM, table_PH, padding_idx=HIDDEN)
-        weight_BHLM = F.silu(q_BHLE @ k_BHME.transpose(-1, -2) + bias_BLMH.movedim(-1, 1))
+        weight_BHLM = F.silu(q_BHLE @ k_BHME.transpose(-1, -2) + _PairBias.apply(table_PH, bias_BLM))
         outputs.append((weight_BHLM.to(v_BHME.dtype) @ v_BHME).transpose(1, 2).flatten(0, 1))
     out_QHE = torch.cat(outputs).index_select(0, layout.inverse_Q)
+    if rows == len(out_QHE):
+        return out_QHE
     return add_self(out_QHE, q_QHE, k_QHE, v_QHE, F.embedding(layout.self_bias_N, table_PH))
+
+
+class _PairBias(torch.autograd.Function):
+    """``table_PH[row_BLM]``, heads first. The gradient of torch's lookup takes twenty times as long for rows as short as these."""
+
+    @staticmethod
+    def forward(ctx: Any, table_PH: Tensor, row_BLM: Tensor) -> Tensor:
+        ctx.save_for_backward(row_BLM)
+        ctx.rows = len(table_PH)
+        biases = [_looked_up(table_P.contiguous(), row_BLM) for table_P in table_PH.unbind(1)]
+        return biases[0][:, None] if len(biases) == 1 else torch.stack(biases).transpose(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BHLM: Tensor) -> tuple[Tensor, None]:
+        row_X = ctx.saved_tensors[0].flatten()
+        # Many pairs share a row: added up in fp64. On an accelerator `bincount` would wait, and its order is open.
+        grads = [grad_BLM.flatten() for grad_BLM in grad_BHLM.unbind(1)]
+        if grad_BHLM.device.type == "cpu":
+            sums = [torch.bincount(row_X, grad_X.double(), ctx.rows) for grad_X in grads]
+        else:
+            sums = [grad_X.new_zeros(ctx.rows).index_add_(0, row_X, grad_X) for grad_X in grads]
+        return torch.stack(sums, 1).to(grad_BHLM.dtype), None
 
 
 def add_self(out_QHE: Tensor, q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_NH: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from models.attention import PointwiseAttention, Seen
 from models.batch import Batch
 from models.embedding import ItemTower, TokenEmbedding
 from models.heads import ContextNetwork, TwoTowerHead
-from models.layers import TABLE_STD, Dropout, Projection, RMSNorm, collect_axes, norm_eps_at, through
+from models.layers import TABLE_STD, Dropout, Projection, RMSNorm, collect_axes, norm_eps_at, through, together
 from models.packing import GAP_BUCKETS, POSITION_BUCKETS, Packing, pack, row_times
 from models.ranker import Ranker, RankerShape, Scores
 
@@ -141,7 +141,8 @@ class GatedBlock(nn.Module):
     def forward(self, x_QD: Tensor, attention: PointwiseAttention, wanted: Tensor | None = None) -> Tensor:
         """Maps asking rows [Q, D] to asking rows [Q, D], or to the `wanted` ones only."""
         seen_QD = self.norm(x_QD)
-        q_QHE, k_QHE, v_QHE = (self._by_head(project, seen_QD) for project in (self.query, self.key, self.value))
+        qkv_QD = F.silu(together([(project.weight, None) for project in (self.query, self.key, self.value)], seen_QD))
+        q_QHE, k_QHE, v_QHE = qkv_QD.unflatten(-1, (3, self.heads, -1)).unbind(1)
         bias_PH = (self.position_bias[:, None] + self.gap_bias).flatten(0, 1)
         attended_QHE = attention.attend(q_QHE * self.scale[:, None], k_QHE, v_QHE, bias_PH) / NORMALISER
         if wanted is not None:

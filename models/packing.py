@@ -160,8 +160,9 @@ def gap_bucket(later: Tensor, earlier: Tensor) -> Tensor:
         doublings = 1000 * 2 ** torch.arange(LONGEST_GAP, device=later.device)
         bucket = torch.bucketize(later - earlier, doublings, right=True) + 1
         return bucket.masked_fill((later == NO_CLOCK) | (earlier == NO_CLOCK), 0)
-    seconds = (later - earlier).clamp_(min=0).div_(1000, rounding_mode="floor")
-    bucket = _bit_length(seconds).clamp_(max=LONGEST_GAP) + 1
+    # The exponent of the seconds as a double: 0.001 is rounded up, so the first millisecond of a doubling is not below it, and the one
+    # before is a thousandth of a second away.
+    bucket = _exponent((later - earlier).double().mul_(0.001)).clamp_(0, LONGEST_GAP) + 1
     return bucket.masked_fill_((later == NO_CLOCK) | (earlier == NO_CLOCK), 0)
 
 
@@ -190,4 +191,11 @@ def _bit_length(value: Tensor) -> Tensor:
     if torch.compiler.is_exporting():  # other runtimes have no frexp; no bucket tells more than `LONGEST_GAP` bits apart
         powers = 2 ** torch.arange(LONGEST_GAP, device=value.device)
         return torch.bucketize(value, powers, right=True)
-    return torch.frexp(value.double()).exponent.long()
+    return _exponent(value.double()).clamp_(min=0)
+
+
+def _exponent(value: Tensor) -> Tensor:
+    """int64 e of ``m 2^e`` with m from 1/2 to 1, read from the bits of doubles (`torch.frexp` takes ten times as long); negative, and
+    of no meaning, for zeros and for negative numbers.
+    """
+    return value.view(torch.int64).bitwise_right_shift(52).sub_(1022)

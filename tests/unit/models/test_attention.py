@@ -16,7 +16,7 @@ from models.attention import (
     pair_layout,
     pointwise_attention,
 )
-from models.packing import pack, row_times
+from models.packing import NO_CLOCK, pack, row_times
 from models.sasrec import Turn
 
 
@@ -86,6 +86,22 @@ def test_pointwise_attention_equals_its_dense_twin(kit, runs):
 def test_odd_lengths_equal_the_dense_twins(kit, lengths, targets):
     check_causal(kit, lengths)
     check_pointwise(kit, lengths, targets)
+
+
+def test_pairs_without_a_clock_equal_the_dense_twin(kit):
+    """Gaps are not even looked at then; one row that knows its time is enough for all to be."""
+    for clocked in (False, True):
+        batch = kit.batch(kit.bare(), [33, 0, 70], [[33], [0, 0], [5, 70]])
+        batch.token_time_T.fill_(NO_CLOCK)
+        batch.target_time_N.fill_(NO_CLOCK)
+        if clocked:
+            batch.token_time_T[40], batch.target_time_N[-1] = 5_000, 90_000
+        packing = pack(batch)
+        seen = seen_by(batch, packing)
+        assert seen.has_clock == clocked
+        inputs = [*random_heads(len(seen.time_Q), 3), torch.randn(BIAS_ROWS, 2, dtype=torch.float64, requires_grad=True)]
+        fast = pointwise_attention(*inputs, pair_layout(packing, seen))
+        assert_same_with_gradients(fast, dense_pointwise_attention(*inputs, packing, seen), inputs)
 
 
 def test_dense_causal_attention_is_softmax_over_earlier_rows_of_the_own_sequence(kit):

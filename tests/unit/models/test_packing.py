@@ -48,6 +48,13 @@ def test_gap_buckets_double(seconds):
     assert bucket == min(seconds.bit_length(), GAP_BUCKETS - 2) + 1
 
 
+def test_a_gap_bucket_begins_at_its_very_millisecond():
+    """Also where a double cannot hold a thousandth of the gap exactly."""
+    doublings = [1000 * 2**power for power in range(40)]
+    for gap in sorted({gap + shift for gap in doublings for shift in (-1000, -999, -1, 0, 1, 999, 1000) if gap + shift >= 0}):
+        assert int(gap_bucket(torch.tensor(gap), torch.tensor(0))) == min((gap // 1000).bit_length(), GAP_BUCKETS - 2) + 1, gap
+
+
 def test_gaps_without_a_clock_and_backwards():
     now, unknown = torch.tensor(10_000), torch.tensor(NO_CLOCK)
     assert int(gap_bucket(now, unknown)) == int(gap_bucket(unknown, now)) == int(gap_bucket(unknown, unknown)) == 0

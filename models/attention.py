@@ -56,13 +56,14 @@ class Rotary(nn.Module):
         Returns:
             The three, [R, H, E] each.
         """
-        qkv_R3HE = qkv_R3HE.to(self.frequency.dtype)
         if rotation_R1E.is_complex():
-            q_RHE, k_RHE, v_RHE = _Rotated.apply(qkv_R3HE, rotation_R1E)
+            q_RHE, k_RHE, v_RHE = _Rotated.apply(qkv_R3HE.to(self.frequency.dtype), rotation_R1E)
             return q_RHE, k_RHE, v_RHE
         qk_R2HE, v_R1HE = qkv_R3HE.split((2, 1), 1)
-        (first, second), (cos, sin) = qk_R2HE.unflatten(-1, (-1, 2)).unbind(-1), rotation_R1E[:, None].unbind(-1)
-        q_RHE, k_RHE = torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2).unbind(1)
+        pairs_R2HE2 = qk_R2HE.to(self.frequency.dtype).unflatten(-1, (-1, 2))
+        (first, second), (cos, sin) = pairs_R2HE2.unbind(-1), rotation_R1E[:, None].unbind(-1)
+        turned_R2HE = torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2)
+        q_RHE, k_RHE = turned_R2HE.to(qkv_R3HE.dtype).unbind(1)  # attention would round them anyhow, in a pass of its own
         return q_RHE, k_RHE, v_R1HE.squeeze(1)
 
 

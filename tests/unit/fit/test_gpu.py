@@ -7,7 +7,7 @@ import torch
 import models
 from tests import small
 from tests.unit.fit.test_fit import MODEL, losses, run
-from tests.unit.fit.test_steps import TablesOnly
+from tests.unit.fit.test_steps import Killed, TablesOnly
 from trainer.config import FitConfig
 from trainer.data import take
 from trainer.fit import run as fit_run
@@ -37,6 +37,36 @@ def test_bf16_training_on_cuda_lowers_the_loss(tmp_path):
     values = [loss for _, loss in losses(run(tmp_path, config=config, shards=6))]
     assert np.isfinite(values).all() and np.mean(values[-8:]) < np.mean(values[:8])
     assert MODEL.dim == 16
+
+
+def test_fp32_and_bf16_learn_alike(tmp_path):
+    """Dropout draws the same masks; what differs is the rounding of products."""
+    settings = {"batch_targets": 32, "progress": False, "device": "gpu"}
+    found = [losses(run(tmp_path / kind, config=FitConfig(precision=kind, **settings), shards=6)) for kind in ("fp32", "bf16")]
+    exact, rounded = (np.array([loss for _, loss in each]) for each in found)
+    np.testing.assert_allclose(rounded, exact, rtol=0.02)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    config = FitConfig(batch_targets=32, progress=False, checkpoint_steps=4, device="gpu", precision="bf16")
+    whole = run(tmp_path / "whole", config=config)
+    step = RankingTask.training_step
+
+    def killed(self, batch, index):
+        if self.trainer.datamodule.cursor == 10:
+            raise Killed
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RankingTask, "training_step", killed)
+        patch.setattr(fit_run.CursorAndCheckpoint, "on_exception", lambda *_: None)  # nobody is told of signal 9
+        run(tmp_path / "again", config=config)
+    again = run(tmp_path / "again", config=config)
+    assert [entry.step for entry in again.log] == [entry.step for entry in whole.log]
+    # Gradients of lookups are added up by atomics, in no fixed order.
+    np.testing.assert_allclose([entry.loss for entry in again.log], [entry.loss for entry in whole.log], rtol=1e-3)
+    for name, tensor in whole.serving.items():
+        torch.testing.assert_close(again.serving[name], tensor, rtol=0.02, atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", [TablesOnly, RankingTask])

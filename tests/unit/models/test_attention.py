@@ -159,6 +159,14 @@ def test_rotation_by_complex_numbers_equals_that_by_their_parts():
     assert_same_with_gradients(fast, parts, [qkv])
 
 
+def test_rows_rounded_to_bf16_are_rotated_in_fp32_and_rounded_once_more():
+    rotary, position = Rotary(8), torch.tensor([3, 900])
+    parts = torch.view_as_real(rotary(position))
+    qkv = torch.randn(2, 3, 2, 8).bfloat16()
+    for mine, exact in zip(rotary.rotate(qkv, parts), rotary.rotate(qkv.float(), parts), strict=True):
+        assert mine.dtype == torch.bfloat16 and torch.equal(mine, exact.bfloat16())
+
+
 def test_attention_of_a_sasrec_block_depends_on_distances_only(kit):
     model = kit.model(kit.bare(), dtype=torch.float64)
     packing = pack(kit.batch(kit.bare(), [5, 9], [[], []]))

@@ -1,9 +1,12 @@
 """The Triton kernel of the softmax against cross-entropy over all logits: on the CPU in Triton's interpreter, and (`gpu`) compiled."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from models.negatives import SharedNegatives
 from models.softmax import full_softmax, sampled_softmax
 
 pytest.importorskip("triton", reason="triton is not installed: the kernel cannot be run, not even interpreted")
@@ -191,6 +194,22 @@ def test_the_sampled_softmax_of_cuda_is_that_of_the_cpu(as_on_cuda, monkeypatch)
     monkeypatch.setattr("models.softmax._is_fused", lambda device, dtype: False)
     plain = sampled_softmax(hidden, positive, table, *draws, weight)
     hold(fast, plain.double(), ([hidden, positive, table],) * 2)
+
+
+def test_neither_softmax_asks_the_device(as_on_cuda, kernel, monkeypatch):
+    """Tensors of the device `meta` have no values: whoever wants to know one raises."""
+    launched = []
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # does not know the device
+    monkeypatch.setattr(kernel, "_weigh", {(rows,): lambda *args, rows=rows, **_: launched.append(rows) for rows in (256, 44)})
+    monkeypatch.setattr(kernel, "rows_on_device", lambda columns: 256)
+    hidden, positive, table = (torch.randn(n, 8, device="meta", requires_grad=True) for n in (300, 300, 99))
+    target, weight = torch.empty(300, dtype=torch.int64, device="meta"), torch.empty(300, device="meta")
+    full_softmax(hidden, table, target, weight).backward()
+    negative, log_q = SharedNegatives(99, 2, 40).to("meta")(target)
+    sampled_softmax(hidden, positive, table[negative], target, negative, torch.zeros_like(weight), log_q, weight).backward()
+    assert launched == [256, 44] * 2 and positive.grad.shape == (300, 8)
+    with pytest.raises(RuntimeError, match="meta"):
+        float(hidden.detach().sum())
 
 
 class TestCompiled:

@@ -17,6 +17,7 @@ from trainer.align.alignment import IDENTITY, ROTATION, SHIFT, Alignment, fit
 from trainer.schema.verdict import Check
 
 FAMILY = "embeddings"
+AS_IT_IS, NEIGHBOURS = "embedding_as_it_is", "embedding_neighbours"
 BUCKET = "embedding_bucket"  # agreement of the entities of one frequency
 MIN_ENTITIES = 60  # in common; a rotation also needs twice as many anchors as dimensions
 
@@ -157,10 +158,10 @@ def _measures(pairs: Pairs, alignment: Alignment, agreed: Agreement, where: str)
     total, asked = len(pairs.new_ED), min(QUERIES, len(pairs.new_ED))
     near = f"{overlap:.0%} of the ten nearest neighbours of {asked} drawn entities are the same"
     checks = [
-        _check("embedding_as_it_is", where, before.holds, 1 - before.centred_cosine, 0.05, count, f"as it is: {before.sentence()}"),
+        _check(AS_IT_IS, where, before.holds, 1 - before.centred_cosine, 0.05, count, f"as it is: {before.sentence()}"),
         _check("embedding_repaired", where, agreed.holds, 1 - agreed.centred_cosine, 0.05, count, f"{repaired}, {left}"),
         _check("embedding_rank", where, rank >= RANK_SHARE, rank, RANK_SHARE, total, f"the effective rank is {rank:.2f} of the old"),
-        _check("embedding_neighbours", where, overlap >= NEIGHBOUR_OVERLAP, overlap, NEIGHBOUR_OVERLAP, asked, near),
+        _check(NEIGHBOURS, where, overlap >= NEIGHBOUR_OVERLAP, overlap, NEIGHBOUR_OVERLAP, asked, near),
     ]
     return checks + _by_bucket(pairs, alignment, where)
 

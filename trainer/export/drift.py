@@ -3,25 +3,35 @@
 Accidents (zero rows, another scale, vectors under other ids) block while the space is the same. That vectors moved within their
 space warns, because only the replayed downstream model can say whether it matters. Across spaces everything informs: consumers must
 be retrained with the release anyway. An entity that is gone blocks always: nothing can be retrained on what is not there.
+
+A user's vector moves with every event, so no fixed bound tells a usual night from another: users warn where they moved by more than on
+the nights before (`earlier_moves`). A warning that comes every night is read by nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pyarrow as pa
 
 from trainer.align import Pairs, VectorTable, compare, pair
-from trainer.align.compare import BUCKET
+from trainer.align.compare import AS_IT_IS, BUCKET, NEIGHBOURS
 from trainer.export.read import read_manifest, read_view
 from trainer.schema.embeddings import ITEM, PAIR, WIDE, EmbeddingManifest
 from trainer.schema.ids import hash_ids
-from trainer.schema.verdict import Check
+from trainer.schema.plain import from_plain
+from trainer.schema.release import VERDICT
+from trainer.schema.verdict import Check, Verdict
 
 FAMILY = "embeddings"
+SPACE = "embedding_space"
+UNUSUAL = 1.5  # times the median of the nights before
+_MOVES = (AS_IT_IS, "embedding_scale")  # what a night of events moves; more of it is worse
 
 MAX_ENTITIES = 200_000  # drawn by hash, so the same entities are drawn from both sides and from every later version
 
@@ -29,13 +39,16 @@ MAX_ENTITIES = 200_000  # drawn by hash, so the same entities are drawn from bot
 Frequency = Callable[[pa.Array], np.ndarray]  # ids -> rows of each in the log
 
 
-def compare_exports(old: Path, new: Path, frequency: Mapping[str, Frequency] | None = None) -> list[Check]:
+def compare_exports(
+    old: Path, new: Path, frequency: Mapping[str, Frequency] | None = None, earlier: Mapping[str, Sequence[float]] | None = None
+) -> list[Check]:
     """Compares two exports, entity by entity.
 
     Args:
         old: Folder of the live embeddings.
         new: Folder of the new ones.
         frequency: Entity -> how often ids of it come, for which agreement is told by frequency as well.
+        earlier: What the nights before measured (`earlier_moves`).
 
     Returns:
         Checks of family ``embeddings``; their slice is ``entity=<entity>``.
@@ -56,7 +69,44 @@ def compare_exports(old: Path, new: Path, frequency: Mapping[str, Frequency] | N
             checks.append(_check("embedding_dim", where, "block" if same_space else "warn", False, sentence))
         else:
             checks += _drift(old, new, entity, same_space, (frequency or {}).get(entity))
-    return checks
+    return [check if check.slice == f"entity={ITEM}" else _usual(check, (earlier or {}).get(check.path, [])) for check in checks]
+
+
+def earlier_moves(releases: Iterable[Path]) -> dict[str, list[float]]:
+    """Reads how far vectors moved on earlier nights, from the verdicts of their releases.
+
+    Args:
+        releases: Folders of sealed versions. Nights across which the space changed are left out.
+
+    Returns:
+        Path of a check -> its estimates.
+    """
+    found: dict[str, list[float]] = {}
+    for folder in releases:
+        if not (folder / VERDICT).is_file():
+            continue
+        checks = from_plain(Verdict, json.loads((folder / VERDICT).read_text(encoding="utf-8"))).checks
+        if not any(check.name == SPACE and check.outcome == "pass" for check in checks):
+            continue
+        for check in checks:
+            if check.name in _MOVES and check.estimate is not None:
+                found.setdefault(check.path, []).append(check.estimate)
+    return found
+
+
+def _usual(check: Check, earlier: Sequence[float]) -> Check:
+    """Turns a warning about vectors that move with their events into information, unless they moved by more than they usually do."""
+    if check.outcome != "fail" or check.severity != "warn":
+        return check
+    if check.name == NEIGHBOURS or (check.name == AS_IT_IS and not earlier):
+        return replace(check, severity="info")  # what is near changes with every event; the first night has nothing to go by
+    if check.name not in _MOVES or check.estimate is None or not earlier:
+        return check
+    usual = median(earlier)
+    words = f"moved by {check.estimate:.3f}, {usual:.3f} in the median of the {len(earlier)} nights before"
+    if check.estimate <= UNUSUAL * usual:
+        return replace(check, severity="info", sentence=f"{check.sentence} As usual: {words}.")
+    return replace(check, sentence=f"{check.sentence} More than usual: {words}.")
 
 
 def _space(before: EmbeddingManifest, after: EmbeddingManifest) -> Check:
@@ -67,7 +117,7 @@ def _space(before: EmbeddingManifest, after: EmbeddingManifest) -> Check:
         if same
         else f"The space changed from {before.feature_space} to {after.feature_space}: consumers must be retrained and released with it."
     )
-    return _check("embedding_space", "all", "warn", same, sentence)
+    return _check(SPACE, "all", "warn", same, sentence)
 
 
 def _drift(old: Path, new: Path, entity: str, same_space: bool, frequency: Frequency | None) -> list[Check]:

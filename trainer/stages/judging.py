@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from trainer.schema.embeddings import EmbeddingManifest
     from trainer.stages.delivery import Delivered
 
+_NIGHTS = 7  # the last ones tell how far vectors usually move
+
 
 def evaluate(job: Job, examples: ExamplesManifest, days: DayPlan, trained: Trained, continued: Trained | None) -> Evaluation:
     """Scores the holdout with every model, on the same rows."""
@@ -97,9 +99,10 @@ def gate(
         live = job.registry.production_path()
         checks = [*delivered.verdict.checks, *rescoring_checks(evaluation.report.get("rescoring"), job.config.evaluation)]
         if embeddings is not None and live is not None and (live / "embeddings").is_dir():
-            from trainer.export import compare_exports
+            from trainer.export import compare_exports, earlier_moves
 
-            checks += compare_exports(live / "embeddings", job.run.path / "embeddings", _frequencies(job, trained.bundle))
+            frequency, earlier = _frequencies(job, trained.bundle), earlier_moves(job.registry.versions()[-_NIGHTS:])
+            checks += compare_exports(live / "embeddings", job.run.path / "embeddings", frequency, earlier)
         checks += downstream.replay if downstream is not None else []
         verdict = conclude([*checks, *serving], job.config.gate, delivered.verdict.repair)
         write_verdict(verdict, job.run.path, delivered.repair)

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,8 +6,10 @@ import pytest
 
 from trainer.config import ExportConfig
 from trainer.errors import ExportError
-from trainer.export import compare_exports, read_alignment, read_manifest
+from trainer.export import compare_exports, earlier_moves, read_alignment, read_manifest
 from trainer.export.read import read_view
+from trainer.schema.plain import as_plain
+from trainer.schema.verdict import Check, Verdict
 
 DIM = 8
 
@@ -102,6 +105,54 @@ def test_accidents_of_items_open_a_new_space_and_are_named(nights, change, check
 def test_accidents_within_a_space_block(nights, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("trainer.export.write.feature_space", lambda space_id, found, before: space_id)
     assert failed(nights(lambda x: 1.3 * x))["embedding_scale/entity=item"] == "block"
+
+
+def sealed(folder: Path, moved: dict[str, float], space: str = "pass") -> Path:
+    """A release whose verdict says how far its users had moved."""
+    measured = [
+        Check(name=name, family="embeddings", slice="entity=user", estimate=value, outcome="fail", severity="warn", sentence="moved")
+        for name, value in moved.items()
+    ]
+    told = Check(name="embedding_space", family="embeddings", outcome=space, severity="warn", sentence="the space")
+    folder.mkdir(parents=True)
+    verdict = Verdict(verdict="PROMOTE", reason="", policy="refresh", checks=[told, *measured], failed=[])
+    (folder / "verdict.json").write_text(json.dumps(as_plain(verdict)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "at_first"),
+    [
+        (lambda x: x + 0.5 * np.random.default_rng(1).normal(size=x.shape), "embedding_as_it_is", "info"),
+        (lambda x: 1.3 * x, "embedding_scale", "warn"),
+    ],
+    ids=["moved", "longer"],
+)
+def test_users_that_move_as_on_the_nights_before_inform_and_others_warn(nights, tmp_path: Path, change, name: str, at_first: str):
+    folder = nights(lambda x: x, users=change)
+
+    def users(earlier: dict[str, list[float]] | None = None) -> dict[str, Check]:
+        checks = compare_exports(folder.parent / "old", folder, None, earlier)
+        return {check.name: check for check in checks if check.slice == "entity=user" and check.outcome == "fail"}
+
+    first = users()
+    assert first[name].severity == at_first
+    moved = {name: first[name].estimate}
+    quiet = [sealed(tmp_path / f"q{night}", {name: moved[name] / 2}) for night in range(3)]
+    unusual = users(earlier_moves(quiet))[name]
+    assert unusual.severity == "warn" and "More than usual" in unusual.sentence and "3 nights before" in unusual.sentence
+    alike = [sealed(tmp_path / f"a{night}", moved) for night in range(4)]
+    usual = users(earlier_moves([*quiet, *alike]))[name]
+    assert usual.severity == "info" and "As usual" in usual.sentence
+    assert first.get("embedding_neighbours", usual).severity == "info"
+    assert earlier_moves([sealed(tmp_path / "across", moved, space="fail"), tmp_path / "unjudged"]) == {}, "another space has other distances"
+
+
+def test_items_that_moved_are_excused_by_no_earlier_night(nights):
+    folder = nights(lambda x: x + np.random.default_rng(1).normal(size=x.shape))
+    plain = [check for check in compare_exports(folder.parent / "old", folder) if check.slice == "entity=item"]
+    excused = compare_exports(folder.parent / "old", folder, None, {check.path: [9.0] for check in plain})
+    assert plain == [check for check in excused if check.slice == "entity=item"]
 
 
 def test_what_was_learned_anew_gets_a_new_space_or_is_refused(nights):

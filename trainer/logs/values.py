@@ -64,7 +64,8 @@ def bounded(values: Values, source: str, minimum: float | None, maximum: float |
     outside_N = valid_N & finite_N & (low_N | high_N)
     if outside := int(outside_N.sum()):
         extreme = value_N[outside_N]
-        evidence = f"{outside} of {len(value_N)} cells outside [{minimum}, {maximum}], from {extreme.min():g} to {extreme.max():g}"
+        bounds = " or ".join(f"{word} {bound:g}" for word, bound in (("below", minimum), ("above", maximum)) if bound is not None)
+        evidence = f"{outside} of {len(value_N)} cells are {bounds}: from {extreme.min():g} to {extreme.max():g}"
         findings.append(Finding("out_of_range", source, outside, "mask", evidence))
     good_N = valid_N & finite_N & ~outside_N
     return Values(np.where(good_N, value_N, 0), good_N)

@@ -15,7 +15,7 @@ from trainer.errors import ConfigError, DataError, nearest
 from trainer.logs.deliver import delivered
 from trainer.logs.layout import DayFolder, day_folder, discover_days
 from trainer.logs.normalise import EARLIEST_MS, normalise
-from trainer.logs.roles import source_columns
+from trainer.logs.roles import LABEL, source_columns
 from trainer.scan.examine import Examined, Memory, examine_day, remember
 from trainer.scan.judge import Deliveries, Past, check_budget, gaps, judge_day, missing_day, untold_day
 from trainer.scan.ledger import write_scan
@@ -31,11 +31,16 @@ from trainer.schema.health import DayHealth, Fault, HealthMap
 from trainer.schema.logs import LogSpec
 from trainer.schema.time import day_start_ms
 
-_MISFITS = {
+_MISFITS = {  # kind -> how a wrong mapping is mended
     "list_damage": "map a column that holds one value a row, or leave it out",
     "out_of_range": "correct its expression, minimum or maximum; a binary action is 0 or 1 (write a comparison, say watch_s >= 30), "
     "its logged score a probability (of odds: odds / (1 + odds))",
 }
+
+_DAMAGED = (
+    "deliver it again, declare a scan.repairs rule (a factor, with its first and last day), let the log begin with a day that is sound, "
+    "or leave the column out until it is mended"
+)
 
 Scorer = Callable[[str, pa.Table], Mapping[str, np.ndarray]]
 
@@ -92,6 +97,7 @@ def _judged(reading: Reading, folders: list[DayFolder], absent: set[str], scorer
     spec, config, roles = reading.spec, reading.config, source_columns(reading.spec)
     actions = {name: column for name, columns in binary_actions(spec).items() for column in columns}
     memory, past, verdicts, unvarying = Memory.of(config), Past(), {}, Unvarying()
+    clicks = {name for name, role in roles.items() if role == LABEL} if spec.negatives else set()  # 1 in every row: that is such a log
     for folder, found in reading.days(folders):
         day = folder.day
         if day in absent or folder.manifest_error is not None:
@@ -107,7 +113,7 @@ def _judged(reading: Reading, folders: list[DayFolder], absent: set[str], scorer
         remember(memory, examined, accused, actions, healthy)
         if healthy:
             past = _later(past, day, verdict.used, deliveries, spec)
-            unvarying.add(day, examined.remembered.state.columns, accused)
+            unvarying.add(day, examined.remembered.state.columns, accused | clicks)
     for notice in unvarying.notices():
         verdicts[notice.day] = replace(verdicts[notice.day], notices=[*verdicts[notice.day].notices, notice])
     return verdicts
@@ -184,14 +190,19 @@ def _check_releases(verdicts: dict[str, DayHealth], config: ScanConfig) -> None:
 
 
 def _check_mapping(spec: LogSpec, verdicts: dict[str, DayHealth], config: ScanConfig) -> None:
-    """Refuses a mapping that fits no day: what is so every day is no damage, and would be masked without an end."""
-    days = [state for state in verdicts.values() if state.rows]
+    """Refuses a mapping that fits no day. That may be damage of every day as well: either would be masked without an end."""
+    days = {day: state for day, state in verdicts.items() if state.rows}
     if len(days) < config.min_history_days:
         return
-    misfits = [_misfits(state, config.max_masked_cells_share * state.rows) for state in days]
+    misfits = [_misfits(state, config.max_masked_cells_share * state.rows) for state in days.values()]
     for name in sorted(set.intersection(*map(set, misfits))):
-        last, where = misfits[-1][name], f"data ({spec.name}), {name}"
-        raise ConfigError("a mapped column is on no day what its role says", where=where, got=last.evidence, remedy=_MISFITS[last.kind])
+        last = misfits[-1][name]
+        raise ConfigError(
+            "a mapped column is on no day what its role says", where=f"data ({spec.name}), {name}",
+            got=f"on all {len(days)} days ({min(days)} to {max(days)}), on the last one: {last.evidence}",
+            expected="at least one day that fits: the mapping is wrong, or the column is damaged on every day that was scanned",
+            remedy=f"if the mapping is wrong: {_MISFITS[last.kind]}; if the data is: {_DAMAGED}",
+        )  # fmt: skip
 
 
 def _misfits(state: DayHealth, limit: float) -> dict[str, Fault]:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.scan.conftest import DAYS, LAST, with_column
 from trainer.config import ScanConfig
+from trainer.config.inputs import RepairRule
 from trainer.errors import ConfigError, DataError
 from trainer.scan import check_budget
 from trainer.schema.logs import ActionSpec, ColumnSpec, TimeSpec
@@ -48,6 +49,25 @@ def test_a_feature_whose_declared_range_fits_no_day_is_refused_and_a_bad_day_is_
         judge(features={"price": ColumnSpec(kind="numeric", maximum=0.01)})
     health = judge({LAST: lambda table: with_column(table, "price", np.full(len(table), 9e9))})
     assert health.days[LAST].masked_columns == ["price"]
+
+
+def test_damage_of_every_day_is_named_beside_a_wrong_mapping_and_either_is_mended(judge):
+    """Nothing tells the two apart where no day is sound: the reader knows which it is, and what to do then."""
+    features = {"price": ColumnSpec(kind="numeric", maximum=100.0)}
+
+    def in_cents(table):
+        return with_column(table, "price", np.asarray(table["price"]) * 1000)
+
+    with pytest.raises(ConfigError) as error:
+        judge(dict.fromkeys(DAYS, in_cents), features=features)
+    told = error.value
+    assert f"all {len(DAYS)} days ({DAYS[0]} to {LAST})" in str(told.got) and "above" in str(told.got)
+    assert "mapping is wrong" in str(told.expected) and "damaged on every day" in str(told.expected)
+    assert "if the mapping is wrong: correct its expression" in told.remedy and "if the data is: " in told.remedy
+    repaired = ScanConfig(repairs=[RepairRule(feature="price", first_day=DAYS[0], last_day=LAST, multiply=0.001)])
+    assert not [column for state in judge(config=repaired, features=features).days.values() for column in state.masked_columns]
+    one_sound = judge({DAYS[0]: lambda table: with_column(table, "price", np.asarray(table["price"]) / 1000)}, features=features)
+    assert one_sound.days[LAST].masked_columns == ["price"] and not one_sound.days[DAYS[0]].masked_columns
 
 
 def test_a_duration_taken_for_a_binary_action_is_refused_and_not_left_without_positives(judge):

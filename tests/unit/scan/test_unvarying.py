@@ -10,6 +10,7 @@ from rich.console import Console
 from tests.unit.scan.conftest import DAYS, LAST, ROWS, with_column
 from trainer.scan.ledger import as_document
 from trainer.scan.show import print_health
+from trainer.schema.logs import NegativesSpec
 
 
 def filled(name: str, value: object, kind: pa.DataType | None = None):
@@ -59,3 +60,8 @@ def test_a_day_without_a_constant_column_is_damaged_and_the_others_are_told(judg
     health = judge(dict.fromkeys(DAYS[:-1], filled("country", "CN")) | {LAST: filled("country", None, pa.string())})
     assert [fault.kind for fault in health.days[LAST].faults] == ["null_spike"]
     assert [what.split(" rows")[0] for _, _, what in told(health)] == [f"country is 'CN' in all {ROWS * (len(DAYS) - 1):,}"]
+
+
+def test_a_label_that_is_always_zero_is_told_and_one_that_is_always_one_is_what_a_click_only_log_holds(judge):
+    assert [kind for _, kind, _ in told(judge(dict.fromkeys(DAYS, filled("click", 0, pa.int8()))))] == ["constant"]
+    assert told(judge(dict.fromkeys(DAYS, filled("click", 1, pa.int8())), negatives=NegativesSpec())) == []

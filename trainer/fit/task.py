@@ -168,7 +168,7 @@ class RankingTask(L.LightningModule):
 
     def _advance(self, learner: Learner, optimizers: Optimizers, schedule: Schedule, batch: Batch, step: int, new: bool) -> Reported:
         # Dropout is a function of (seed, step, rank): a resumed run draws what the uninterrupted run would have drawn.
-        torch.manual_seed((self.seed * 1_000_003 + step) * 4096 + self.global_rank)
+        self._seed((self.seed * 1_000_003 + step) * 4096 + self.global_rank)
         optimizers.zero_grad()
         with by_row(learner):
             labels, teacher = self.losses(learner, batch)
@@ -190,6 +190,12 @@ class RankingTask(L.LightningModule):
             ema.finish(self.ranker)
         self.reports.append(Reported(step, factor, new, labels.detach(), norm, skip, teacher.detach(), learner is not self.trunk))
         return self.reports[-1]
+
+    def _seed(self, seed: int) -> None:
+        """Seeds what this step draws from: `torch.manual_seed` also leaves word for each kind of device that is absent (0.7 ms a step)."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _backward(self, learner: Learner, loss: Tensor) -> None:
         if learner is self.trunk:

@@ -17,6 +17,7 @@ from trainer.checkpoint import Bundle, build_ranker
 from trainer.data import Encoder, take
 from trainer.data.encode import Shard
 from trainer.data.plan import cut
+from trainer.errors import CheckpointError
 from trainer.schema.bundle import SERVING
 from trainer.schema.release import RECORD
 from trainer.schema.repair import Repair, read_repair
@@ -53,8 +54,25 @@ class RankerScorer:
     """
 
     def __init__(self, bundle: Bundle, weights: str = SERVING, device: str = "cpu", repair: Repair | None = None) -> None:
+        """Builds the ranker.
+
+        Args:
+            bundle: The verified bundle.
+            weights: Which of its weights score.
+            device: Where it runs.
+            repair: Curves of a bundle that is in no release yet. A release has its own, which nobody may replace: there it must be None.
+
+        Raises:
+            CheckpointError: If the bundle is one of a release and a repair is given all the same, or its own cannot be understood.
+        """
+        released = (bundle.path.parent / RECORD).is_file()
+        if released and repair is not None:
+            raise CheckpointError(
+                "a released bundle is scored behind its release's own repair", where=bundle.path, got=f"repair {repair.sha256[:12]}",
+                expected="none beside it", remedy="hand no repair in, or score the run's own bundle",
+            )  # fmt: skip
         self.bundle = bundle
-        self.repair = sealed_repair(bundle.path) or repair
+        self.repair = sealed_repair(bundle.path) if released else repair
         self.ranker: Ranker = build_ranker(bundle, weights).to(device)
         self.encoder = Encoder(bundle.manifest.inputs, bundle.vocabularies)
         self.device = device

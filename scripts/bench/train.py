@@ -8,10 +8,11 @@
         --softmax sampled --negatives 8192 --compile                                 # one H100: the shape that NVIDIA reports 34.5 % for
 
 The loop is the product's own (`trainer.fit.run.fit`, `trainer.next_item.train.train`): loader, forward, loss, backward, clipping,
-optimizer, average of the weights. Useful work is matrix products of real rows (`models.flops`), never of padding. The limit is measured in
-the same process (best rate of an fp32 product on this many threads) or, on a GPU, its bf16 peak. Rates are those of the median step
-after the warm-up, plus the waiting; by CPU time as well, because that is what a shared machine can be compared by. Each case runs
-in a process of its own, so that peak memory is its own.
+optimizer, average of the weights. Useful work is matrix products of real rows (`models.flops`), never of padding. The limit is
+measured in the same process (best rate of an fp32 product on this many threads) or, on a GPU, its bf16 peak. Rates are those of the
+median step after the warm-up, plus the waiting; by CPU time as well, because that is what a shared machine can be compared by. With
+--profile some steps are watched (where their time goes, by kind), and the rates leave them out. Each case runs in a process of its
+own, so that peak memory is its own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import resource
 import statistics
 import tempfile
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,27 +53,49 @@ from trainer.next_item.train import train
 from trainer.schema.vocabulary import RESERVED_ROWS
 
 WARM_UP = 3  # steps that are not timed: they allocate, and compile
+PROFILED = 5  # steps that a profile watches
+# What a kernel, or on the CPU an operation, does: the first that its name holds.
+KINDS = {
+    "attention": ("flash", "fmha", "attention", "attn", "_backward_queries", "_backward_keys", "_forward"),
+    "products": ("gemm", "nvjet", "cutlass", "cublas", "::mm", "::addmm", "::bmm", "splitk"),
+    "softmax": ("_weigh",),
+    "copies": ("memcpy", "memset", "::copy_"),
+}
 ZIPF = 1.1
 
 
 class Steps(Callback):
-    """Notes what every step took: wall time, CPU time of this process, page faults."""
+    """Notes what every step took: wall time, CPU time of this process, page faults; and how long it had waited for its batch.
 
-    def __init__(self) -> None:
+    Args:
+        profile: Watches `PROFILED` steps after the warm-up.
+    """
+
+    def __init__(self, profile: torch.profiler.profile | None = None) -> None:
         self.wall: list[float] = []
         self.cpu: list[float] = []
         self.faults: list[int] = []
-        self.begun = (0.0, 0.0, 0)
+        self.waited: list[float] = []
+        self.begun = self.ended = (0.0, 0.0, 0)
+        self.profile = profile
+        self.watched = range(WARM_UP, WARM_UP if profile is None else WARM_UP + PROFILED)
 
     def on_train_batch_start(self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Begins a step."""
         self.begun = self._now(task)
+        self.waited.append(self.begun[0] - self.ended[0] if self.wall else 0.0)
+        if self.profile is not None and len(self.wall) == self.watched.start:
+            self.profile.start()
+            self.begun = self._now(task)
 
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ends a step."""
-        now = self._now(task)
-        for values, end, begin in zip((self.wall, self.cpu, self.faults), now, self.begun, strict=True):
+        self.ended = self._now(task)
+        for values, end, begin in zip((self.wall, self.cpu, self.faults), self.ended, self.begun, strict=True):
             values.append(end - begin)  # type: ignore[attr-defined]
+        if self.profile is not None and len(self.wall) == self.watched.stop:
+            self.profile.stop()
+            self.ended = self._now(task)
 
     def _now(self, task: L.LightningModule) -> tuple[float, float, int]:
         if task.device.type == "cuda":
@@ -118,11 +143,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-targets", type=int, default=4096)
     parser.add_argument("--batch-tokens", type=int, default=16384)
     parser.add_argument("--steps", type=int, default=25, help="about so many")
-    parser.add_argument("--profile", action="store_true", help="where the time goes; the rates are then those of a profiled run")
+    parser.add_argument("--profile", action="store_true", help=f"where the time of {PROFILED} further steps goes")
     return parser.parse_args()
 
 
-def measure(architecture: str, arguments: argparse.Namespace) -> dict[str, float]:
+def measure(architecture: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains one ranker for some steps and says what they cost."""
     on_gpu = arguments.device == "gpu"
     config = FitConfig(
@@ -130,25 +155,81 @@ def measure(architecture: str, arguments: argparse.Namespace) -> dict[str, float
         batch_targets=arguments.batch_targets, batch_tokens=arguments.batch_tokens, compile=arguments.compile, checkpoint_steps=10**9,
         checkpoint_activations=arguments.checkpoint_activations, ema_decay=0.995,
     )  # fmt: skip
-    steps = Steps()
-    with tempfile.TemporaryDirectory() as folder, torch.profiler.profile() if arguments.profile else contextlib.nullcontext() as profile:
+    steps = Steps(torch.profiler.profile() if arguments.profile else None)
+    with tempfile.TemporaryDirectory() as folder, softmax_named():
         if arguments.run:
             spent = _of_run(Path(arguments.run), config, steps, Path(folder), arguments.steps)
         elif arguments.objective == "actions":
             spent = _actions(architecture, config, steps, Path(folder), arguments)
         else:
             spent = _next_item(architecture, config, steps, Path(folder), arguments)
-    if profile is not None:
+    shares = {}
+    if steps.profile is not None:
+        if len(steps.wall) < steps.watched.stop:
+            raise SystemExit(f"a profile needs {steps.watched.stop} steps, there were {len(steps.wall)}: raise --steps")
         order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-        print(profile.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=50))
+        print(steps.profile.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=50))
+        shares = {"profile": profiled(steps.profile, sum(steps.wall[place] for place in steps.watched), on_gpu)}
     memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return _figures(spent, steps, memory, config.threads or cores())
+    return {**_figures(spent, steps, memory, config.threads or cores()), **shares}
 
 
-def _figures(spent: Spent, steps: Steps, memory: float, threads: int) -> dict[str, float]:
-    warm = WARM_UP if len(steps.wall) > WARM_UP else 0
-    timed, cpu, faults = steps.wall[warm:], steps.cpu[warm:], steps.faults[warm:]
-    waits = spent.wait_seconds / spent.seconds
+@contextlib.contextmanager
+def softmax_named() -> Iterator[None]:
+    """Gives the softmax a name in profiles: its products are nobody else's, but their kernels have the same names."""
+    import trainer.next_item.train as next_item
+
+    kept = {name: getattr(next_item, name) for name in ("full_softmax", "sampled_softmax")}
+    for name, plain in kept.items():
+        setattr(next_item, name, torch.profiler.record_function("softmax")(plain))
+    try:
+        yield
+    finally:
+        for name, plain in kept.items():
+            setattr(next_item, name, plain)
+
+
+def profiled(profile: torch.profiler.profile, wall: float, on_gpu: bool) -> dict[str, Any]:
+    """Says where the time of the watched steps went.
+
+    Args:
+        profile: A stopped profile.
+        wall: Seconds of the watched steps.
+        on_gpu: Whether kernels count, or else the operations of all threads.
+
+    Returns:
+        ``shares``: part of `wall` by kind, in order; ``nothing`` is what no kernel took. ``top``: the dearest, with their parts.
+    """
+    seconds, names = defaultdict[str, float](float), defaultdict[str, float](float)
+    for event in profile.events():
+        parts = [(k.name, k.duration) for k in event.kernels] if on_gpu else [(event.name, event.self_cpu_time_total)]
+        inside, parent = [event.name], event.cpu_parent
+        while parent is not None:
+            inside.append(parent.name)
+            parent = parent.cpu_parent
+        for name, micro in parts:
+            seconds[_kind(name, inside)] += micro / 1e6
+            names[name] += micro / 1e6
+    if on_gpu:
+        seconds["nothing"] = max(0.0, wall - sum(seconds.values()))
+    shares, top = (
+        {name[:80]: took / max(wall, 1e-9) for name, took in sorted(found.items(), key=lambda item: -item[1])} for found in (seconds, names)
+    )
+    return {"shares": shares, "top": list(top.items())[:12]}
+
+
+def _kind(name: str, inside: list[str]) -> str:
+    if "softmax" in inside:
+        return "softmax"
+    if any(parent.startswith("Optimizer.step") for parent in inside):
+        return "optimizer"
+    return next((kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts)), "passes over memory")
+
+
+def _figures(spent: Spent, steps: Steps, memory: float, threads: int) -> dict[str, Any]:
+    warm = steps.watched.stop if len(steps.wall) > steps.watched.stop else 0
+    timed, cpu, faults, waited = (values[warm:] for values in (steps.wall, steps.cpu, steps.faults, steps.waited))
+    waits = sum(waited) / (sum(timed) + sum(waited))
     seconds = statistics.median(timed) / (1 - waits)
     limit = spent.peak_flops or float("nan")
     flops = spent.flops / spent.steps

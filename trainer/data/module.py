@@ -116,6 +116,6 @@ class BatchModule(L.LightningDataModule):
                 "cannot resume: the batch plan changed",
                 got=self.identity,
                 expected=state["plan"],
-                remedy="start in a new run_dir",
+                remedy="the code or the shards changed: remove resume.ckpt of the run's fit folder, and training begins anew",
             )
         self.cursor = state["cursor"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor
 from models.ranker import Ranker
 from trainer.config import DistillConfig, FitConfig, OptimizerConfig, ScheduleConfig, WarmStartConfig
 from trainer.data import BatchModule, BatchPlan, ShardStore
+from trainer.errors import TrainingError
 from trainer.fit.clock import Clock
 from trainer.fit.cost import Spent, spent
 from trainer.fit.schedule import fresh_of, schedule_of
@@ -29,7 +31,7 @@ from trainer.fit.steps import StepLog, read_log
 from trainer.fit.task import READ_EVERY, RankingTask
 from trainer.fit.trunk import TrunkSettings
 
-_RESUME = "resume.ckpt"
+RESUME = "resume.ckpt"
 _MOMENTS = "moments.safetensors"
 _STEPS = "steps.jsonl"
 _DAYS = "days"
@@ -79,10 +81,10 @@ class CursorAndCheckpoint(Callback):
         data.cursor += 1
         if data.cursor % self.every == 0 and data.cursor < data.plan.steps:
             task.read_reports()  # or a run resumed from here would not know what the steps before it reported
-            temporary = self.folder / f".{_RESUME}.tmp"
+            temporary = self.folder / f".{RESUME}.tmp"
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
-                temporary.replace(self.folder / _RESUME)
+                temporary.replace(self.folder / RESUME)
 
     def on_exception(self, trainer: L.Trainer, task: RankingTask, exception: BaseException) -> None:  # type: ignore[override]
         """Logs the last steps of a run that fails."""
@@ -110,6 +112,15 @@ class DayWeights(Callback):
         temporary = self.folder / f".{day}.tmp"
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in task.served.state_dict().items()}, temporary)
         temporary.replace(self.folder / f"{day}.safetensors")
+
+
+class _Begun(Callback):
+    """Notes that training has begun: what fails before, where a run is resumed, is its checkpoint."""
+
+    begun = False
+
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:  # type: ignore[override]
+        self.begun = True
 
 
 def fit(
@@ -157,7 +168,7 @@ def fit(
         Weights, moments and the log of the run.
 
     Raises:
-        TrainingError: If training diverges, or a checkpoint belongs to another plan.
+        TrainingError: If training diverges, or a checkpoint belongs to another plan, does not fit, or is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -180,11 +191,13 @@ def fit(
     data = BatchModule(store, plan, taken.workers)
     ends = plan.ends_of_days() if config.day_weights else {}
     days = [DayWeights(folder / _DAYS, ends)] if ends else []
-    clock = Clock()
-    trainer = _trainer(config, folder, logger, [TakeShare(taken), clock, *callbacks, *days])
+    clock, started = Clock(), _Begun()
+    trainer = _trainer(config, folder, logger, [TakeShare(taken), clock, started, *callbacks, *days])
     trainer.callbacks.append(clock.observed)  # type: ignore[attr-defined]
-    resume = folder / _RESUME
-    if not resume.exists():
+    resume = folder / RESUME
+    if resume.exists():
+        check_resume(resume, task)
+    else:
         (folder / _STEPS).unlink(missing_ok=True)
     begin = time.perf_counter()
     with warnings.catch_warnings():
@@ -193,7 +206,12 @@ def fit(
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # a small night has few batches
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning's own call of torch
-        trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
+        except (ValueError, KeyError, RuntimeError) as error:
+            if started.begun or not resume.exists() or config.device == "ddp":  # ranks of their own do not tell how far they came
+                raise
+            raise _no_resume(resume, str(error).partition("\n")[0], "moments of the optimizers of this run") from error
     seconds = time.perf_counter() - begin
     resume.unlink(missing_ok=True)
     annealed = 0 if task.annealed is None else task.annealed.anneal
@@ -210,6 +228,29 @@ def fit(
         device=str(trainer.strategy.root_device),
         spent=spent(task.ranker, store, plan, clock, trainer.strategy.root_device, annealed=annealed, peak=peak_flops),
     )
+
+
+def check_resume(resume: Path, task: RankingTask) -> None:
+    """Refuses a checkpoint of other tensors than are to be trained: settings are the same, so other code wrote it, or it is damaged.
+
+    Raises:
+        TrainingError: With the first tensor that differs, or what is wrong with the file.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in task.state_dict().items()}
+    try:
+        loaded = torch.load(resume, map_location="cpu", weights_only=True, mmap=True)
+        held = {name: tuple(tensor.shape) for name, tensor in loaded["state_dict"].items()}
+    except (OSError, RuntimeError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise _no_resume(resume, str(error).partition("\n")[0], "a checkpoint of this run") from error
+    for name in sorted(set(wanted) | set(held)):
+        if wanted.get(name) != held.get(name):
+            told = [f"{name} {shapes[name]}" if name in shapes else f"no {name}" for shapes in (held, wanted)]
+            raise _no_resume(resume, told[0], told[1])
+
+
+def _no_resume(resume: Path, got: str, expected: str) -> TrainingError:
+    remedy = f"remove {resume}, and training begins anew; or go on with the version of the code that wrote it"
+    return TrainingError("cannot resume: the checkpoint does not fit", where=resume, got=got, expected=expected, remedy=remedy)
 
 
 def _strategy(backend: str) -> DDPStrategy:

@@ -36,7 +36,7 @@ from trainer.errors import TrainingError
 from trainer.fit.clock import Clock
 from trainer.fit.cost import Spent, spent
 from trainer.fit.learner import Learner
-from trainer.fit.run import CursorAndCheckpoint
+from trainer.fit.run import RESUME, CursorAndCheckpoint, check_resume
 from trainer.fit.schedule import schedule_of
 from trainer.fit.share import TakeShare, share_of
 from trainer.fit.task import RankingTask
@@ -56,7 +56,6 @@ BEST = "best.safetensors"
 CURVE = "curve.json"
 SPENT = "spent.json"
 BUNDLE = "bundle"
-_RESUME = "resume.ckpt"
 _SHARD = ShardKey("train", 0)
 
 
@@ -274,7 +273,7 @@ def train(
     cost = _fit(config, ranker, data, [TakeShare(taken), *observers, passes], folder, moments)
     if len(passes.curve) != len(passes.ends):
         raise TrainingError("training ended early", got=f"{len(passes.curve)} passes", expected=f"{len(passes.ends)} passes")
-    (folder / _RESUME).unlink(missing_ok=True)
+    (folder / RESUME).unlink(missing_ok=True)
     _write(config, ranker, sequences, start.report, folder, production)
     write_text(folder / CURVE, json.dumps([asdict(entry) for entry in passes.curve], indent=1))
     write_text(folder / SPENT, json.dumps(asdict(cost)))
@@ -334,7 +333,7 @@ def _fit(
     carried: dict[str, dict[str, Tensor]] | None,
 ) -> Spent:
     """Trains; `carried` are the moments of a warm start, None for a cold one. Returns what was spent."""
-    resume = folder / _RESUME
+    resume = folder / RESUME
     negatives = config.next_item.negatives if config.next_item is not None else 0
     task = NextItemTask(
         ranker,
@@ -348,6 +347,8 @@ def _fit(
         max_skipped_steps=config.fit.max_skipped_steps,
         initial_moments=carried,
     )
+    if resume.exists():
+        check_resume(resume, task)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # The loader resumes through the data module's cursor, which this warning cannot see.

@@ -261,10 +261,11 @@ def absorb(
         return done
 
     key = [trained.bundle.sha256, as_plain(job.config.release), as_plain(job.config.schedule), as_plain(job.config.fit), as_plain(days)]
-    forget_others(out, sha256_json(key))
+    resumed = forget_others(out, sha256_json(key))
     return job.run.stage(
-        "absorb", key, produce, lambda: from_plain(AbsorbReport, json.loads(report.read_text())), lambda done: (done.steps, done.sentence)
-    )
+        "absorb", key, produce, lambda: from_plain(AbsorbReport, json.loads(report.read_text())),
+        lambda done: (done.steps, "; ".join(filter(None, [done.sentence, resumed]))),
+    )  # fmt: skip
 
 
 def release(job: Job, asked: str, trained: Trained, verdict: Verdict, absorbed: AbsorbReport | None = None) -> dict[str, Any]:

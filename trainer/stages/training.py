@@ -14,7 +14,7 @@ from trainer.days import DayPlan
 from trainer.job import Job
 from trainer.schema.examples import ExamplesManifest
 from trainer.schema.files import write_text
-from trainer.schema.hashing import sha256_json
+from trainer.schema.hashing import sha256_code, sha256_json
 from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.summary import Summary
 
@@ -68,7 +68,8 @@ def _train(job: Job, examples: ExamplesManifest, days: DayPlan, name: str, paren
 
     def tell(trained: Trained) -> tuple[int, str]:
         log, how = trained.log, "cold" if parent is None else "warm"
-        return log.targets, f"{how}, {log.steps} steps, last loss {log.last_loss:.4f}, {log.seconds:.0f} s in the loop"
+        words = f"{how}, {log.steps} steps, last loss {log.last_loss:.4f}, {log.seconds:.0f} s in the loop"
+        return log.targets, "; ".join(filter(None, [words, resumed]))
 
     key = [
         as_plain(job.config.model),
@@ -83,14 +84,35 @@ def _train(job: Job, examples: ExamplesManifest, days: DayPlan, name: str, paren
         as_plain(examples),
         as_plain(days),
     ]
-    forget_others(out, sha256_json(key))
+    resumed = forget_others(out, sha256_json(key))
     return job.run.stage("train" if name == "challenger" else "continue", key, start, lambda: read_trained(out), tell)
 
 
-def forget_others(out: Path, key: str) -> None:
-    """Removes the scratch of an attempt with other settings: its shards and its checkpoint must not be gone on from."""
-    marker = out.parent / f"{out.name}-key"
-    if not marker.exists() or marker.read_text() != key:
-        for scratch in ("shards", "fit"):
-            shutil.rmtree(out.parent / f"{out.name}-{scratch}", ignore_errors=True)
-    write_text(marker, key)
+def forget_others(out: Path, key: str) -> str:
+    """Removes the scratch of an attempt with other settings: its shards and its checkpoint must not be gone on from.
+
+    Of an attempt by other code its checkpoint is gone on from, if it still fits (`trainer.fit.run`), because days of training may stand
+    behind it; without one nothing is lost, and the shards are encoded again.
+
+    Args:
+        out: Folder of what is trained; the scratch lies beside it.
+        key: Hash of the settings.
+
+    Returns:
+        What is to be told of the checkpoint that is gone on from; empty where nothing is.
+    """
+    from trainer.fit.run import RESUME
+
+    marker, code, scratch = out.parent / f"{out.name}-key", sha256_code("trainer", "models"), _scratch(out)
+    made_for, made_by = (*(marker.read_text().split() if marker.exists() else []), "", "")[:2]
+    resume = scratch["fit"] / RESUME
+    if made_for == key and made_by != code and resume.is_file():
+        return f"resumed from a checkpoint of another version of the code: without {resume} it is trained from the first step"
+    for folder in scratch.values() if made_for != key else [scratch["shards"]] if made_by != code else []:
+        shutil.rmtree(folder, ignore_errors=True)
+    write_text(marker, f"{key}\n{code}\n")
+    return ""
+
+
+def _scratch(out: Path) -> dict[str, Path]:
+    return {name: out.parent / f"{out.name}-{name}" for name in ("shards", "fit")}

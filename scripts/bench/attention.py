@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -61,9 +62,11 @@ def main() -> None:
         flops = 3 * 4 * _pairs(packing, seen, kind) * options.heads * options.width
         padding = len(packing.sequence_R) / (len(packing.length_S) * int(packing.length_S.max()))
         for name in (name for name in seconds if name not in ("padded", "dense")):
-            ratios = [f"{seconds[other] / seconds[name]:.2f}" if other in seconds else "-" for other in ("padded", "dense")]
-            share, took = f"{flops / seconds[name] / limit:.1%}", f"{1e3 * seconds[name]:.2f}"
-            table.add_row(kind, lengths, name, *ratios, share, took, f"{padding:.0%}")
+            ratio = {other: seconds[other] / seconds[name] if other in seconds else None for other in ("padded", "dense")}
+            found = {"share": flops / seconds[name] / limit, "ms": 1e3 * seconds[name], "real": padding}
+            print(json.dumps({"attention": kind, "lengths": lengths, "path": name, **ratio, **found}), flush=True)
+            ratios = ["-" if value is None else f"{value:.2f}" for value in ratio.values()]
+            table.add_row(kind, lengths, name, *ratios, f"{found['share']:.1%}", f"{found['ms']:.2f}", f"{padding:.0%}")
     Console(width=140).print(table)
     size = f"{options.sequences} sequences up to {options.longest}, {options.heads} heads of {options.width}"
     print(f"{size}, limit {limit / 1e9:,.0f} GFLOP/s")

@@ -2,6 +2,7 @@
 
     python scripts/bench/peers.py --env replay=PYTHON --env rectools=PYTHON --data DIR --log ml-1m        # speed
     python scripts/bench/peers.py --env replay=PYTHON --data DIR --log ml-1m --quality 10 --arms replay   # HR@10, NDCG@10
+    python scripts/bench/peers.py --env rectools=PYTHON --data DIR --log ml-1m --device gpu --dim 256 --layers 4 --heads 4   # on a GPU
 
 PYTHON is the interpreter of an environment of its own: `pip install torch==2.13.0 "replay-rec[torch]"`, or `"rectools[torch]"`; pmixer's
 SASRec, in no registry, runs in any with torch and pyarrow (--env pmixer=PYTHON --pmixer CHECKOUT/python). DIR holds ml-1m/, diginetica/
@@ -105,6 +106,7 @@ class Job:
     dropout: float = 0.2
     lr: float = 1e-3
     seed: int = 0
+    device: str = "cpu"
     overrides: list[str] = field(default_factory=list)
     source: str | None = None
 
@@ -162,6 +164,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="*", choices=[arm.name for arm in ARMS], help="all whose environment is given")
     parser.add_argument("--length", type=int, help=f"L; by default {LENGTHS}")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu", help="gpu: in bf16 where the tool knows it (pmixer does not)")
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--heads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a tool's turn")
     parser.add_argument("--targets", choices=["same", "shipped"], default="same", help="positions a step of rewarm")
@@ -185,7 +191,8 @@ def job_of(arm: Arm, log: Log, arguments: argparse.Namespace, length: int, out: 
         sequences=str(out / "sequences.parquet"), questions=str(out / "questions.parquet"),
         scores=str(out / f"{arm.name}.npy") if arguments.quality else None, items=log.items, length=length, epochs=arguments.quality,
         batch=BATCH, batch_targets=same if arguments.targets == "same" else SHIPPED_TARGETS, model=arm.model, bucketed=arm.bucketed,
-        threads=arguments.threads, overrides=arguments.overrides,
+        threads=arguments.threads, dim=arguments.dim, layers=arguments.layers, heads=arguments.heads, device=arguments.device,
+        overrides=arguments.overrides,
         source=str(arguments.pmixer.absolute()) if arm.tool == "pmixer" and arguments.pmixer else None,
     )  # fmt: skip
 
@@ -314,7 +321,8 @@ def alternate(arms: list[Arm], jobs: dict[str, Job], arguments: argparse.Namespa
             side.facts = side.answer()
         steps = {}
         for side in sides:
-            warm = side.round(WARM_UP)
+            for _ in range(1 if arguments.device == "cpu" else 2):  # what is compiled in the first steps says nothing of the others
+                warm = side.round(WARM_UP)
             steps[side.arm.name] = max(round(arguments.seconds / statistics.median(warm["seconds"])), WARM_UP)
         for _ in range(arguments.rounds):
             for side in sides:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from clock import Clock, Finished
+from clock import Clock, Finished, on_device
 
 SAMPLERS = 3  # processes that draw negatives, as in its main.py
 
@@ -37,11 +37,13 @@ def main(job: dict[str, Any]) -> None:
     items = pq.read_table(job["sequences"])["item_id"].to_pylist()
     events = {user: [item + 1 for item in mine] for user, mine in enumerate(items, start=1)}  # 0 is its padding
     shape = {"hidden_units": job["dim"], "num_blocks": job["layers"], "num_heads": job["heads"], "maxlen": job["length"]}
-    model = SASRec(len(events), job["items"], Namespace(device="cpu", norm_first=False, dropout_rate=job["dropout"], **shape))
+    device = "cuda" if job["device"] == "gpu" else "cpu"
+    model = SASRec(len(events), job["items"], Namespace(device=device, norm_first=False, dropout_rate=job["dropout"], **shape)).to(device)
     begin(model)
     sampler = WarpSampler(events, len(events), job["items"], batch_size=job["batch"], maxlen=job["length"], n_workers=SAMPLERS)
     source = hashlib.sha256((Path(job["source"]) / "model.py").read_bytes()).hexdigest()
-    clock = Clock(version=f"model.py {source[:8]}", parameters=sum(p.numel() for p in model.parameters()))
+    parameters = sum(p.numel() for p in model.parameters())
+    clock = Clock(version=f"model.py {source[:8]}", parameters=parameters, **on_device(torch, job["device"]))
     with suppress(Finished):
         learn(model, sampler, clock, job["lr"])
     sampler.close()
@@ -66,7 +68,7 @@ def learn(model: torch.nn.Module, sampler: Any, clock: Clock, lr: float) -> None
     while True:
         user_B, history_BL, next_BL, negative_BL = (np.array(column) for column in sampler.next_batch())
         right_BL, wrong_BL = model(user_B, history_BL, next_BL, negative_BL)
-        real_BL = torch.from_numpy(next_BL != 0)
+        real_BL = torch.from_numpy(next_BL != 0).to(right_BL.device)
         right_N, wrong_N = right_BL[real_BL], wrong_BL[real_BL]
         adam.zero_grad()
         (entropy(right_N, torch.ones_like(right_N)) + entropy(wrong_N, torch.zeros_like(wrong_N))).backward()

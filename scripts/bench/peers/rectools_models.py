@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from clock import Clock, Finished
+from clock import Clock, Finished, on_device, trained_on
 from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import HSTUModel, SASRecModel
@@ -43,18 +43,19 @@ class Rounds(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, task: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Counts the batch."""
-        self.clock.step(int((batch["y"] != 0).sum()))
+        self.clock.step((batch["y"] != 0).sum())
 
 
 def main(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
     pl.seed_everything(job["seed"], verbose=False)
-    clock = Clock(version=version("rectools"))
+    clock = Clock(version=version("rectools"), **on_device(torch, job["device"]))
 
     def trainer() -> pl.Trainer:
         return pl.Trainer(
-            accelerator="cpu", max_epochs=-1, limit_val_batches=0, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, callbacks=[Rounds(clock)],
+            **trained_on(job["device"]), max_epochs=-1,
+            limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[Rounds(clock)],
         )  # fmt: skip
 
     kind = {"sasrec": SASRecModel, "hstu": HSTUModel}[job["model"]]

@@ -19,7 +19,7 @@ import lightning as L
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from clock import Clock, Finished
+from clock import Clock, Finished, on_device, trained_on
 from replay.data import FeatureHint, FeatureSource, FeatureType
 from replay.data.nn import ParquetModule, TensorFeatureInfo, TensorFeatureSource, TensorSchema
 from replay.nn.lightning import LightningModule
@@ -47,7 +47,7 @@ class Rounds(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Counts the batch."""
         pairs = batch["target_padding_mask"].squeeze(-1) & batch["padding_mask"]
-        self.clock.step(int(pairs.sum()))
+        self.clock.step(pairs.sum())
 
 
 def main(job: dict[str, Any]) -> None:
@@ -68,10 +68,12 @@ def main(job: dict[str, Any]) -> None:
         transforms=make_default_sasrec_transforms(schema),
         train_path=job["sequences"],
     )
-    clock = Clock(version=version("replay-rec"), parameters=sum(p.numel() for p in model.parameters()))
+    parameters = sum(p.numel() for p in model.parameters())
+    clock = Clock(version=version("replay-rec"), parameters=parameters, **on_device(torch, job["device"]))
     trainer = L.Trainer(
-        accelerator="cpu", max_epochs=job["epochs"] or -1, limit_val_batches=0, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[] if job["scores"] else [Rounds(clock)],
+        **trained_on(job["device"]), max_epochs=job["epochs"] or -1,
+        limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[] if job["scores"] else [Rounds(clock)],
     )  # fmt: skip
     try:
         trainer.fit(module, datamodule=data)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from clock import Clock, Finished
+from clock import Clock, Finished, on_device
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
@@ -52,7 +52,7 @@ def main(job: dict[str, Any]) -> None:
     sequences = read(job)
     with tempfile.TemporaryDirectory() as folder:
         config = settings(job, folder)
-        observers = [] if job["scores"] else [Rounds(Clock(version=__version__))]
+        observers = [] if job["scores"] else [Rounds(Clock(version=__version__, **on_device(torch, job["device"])))]
         try:
             fitted = train(config, sequences, top_k=10, every=1, folder=Path(folder), observers=observers)
         except Finished:
@@ -75,7 +75,8 @@ def settings(job: dict[str, Any], folder: str) -> RetrainConfig:
     values = {
         "data.root": folder, "run_dir": folder, "model": job["model"], "model.dim": job["dim"], "model.layers": job["layers"],
         "model.heads": job["heads"], "model.head_dim": job["dim"] // job["heads"], "model.dropout": job["dropout"],
-        "model.max_history": job["length"], "fit.threads": job["threads"], "fit.device": "cpu", "fit.passes": job["epochs"] or PASSES,
+        "model.max_history": job["length"], "fit.threads": job["threads"], "fit.passes": job["epochs"] or PASSES,
+        "fit.device": job["device"], "fit.precision": "bf16" if job["device"] == "gpu" else "fp32",
         "fit.batch_targets": job["batch_targets"], "fit.batch_tokens": 4 * job["batch_targets"], "fit.progress": "false",
         "next_item.path": "none", "seed": job["seed"],
     }  # fmt: skip

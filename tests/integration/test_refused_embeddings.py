@@ -142,6 +142,19 @@ def test_a_width_that_the_live_model_does_not_expect(live, simulated, tmp_path, 
     assert published(live) == before
 
 
+def test_a_wider_challenger_opens_a_space_of_its_own_and_is_not_refused_for_its_width(live, simulated):
+    """Growth is what a warm start is for. Who reads vectors has to be retrained with it, as in any new space, and is told."""
+    before = read_manifest(Registry(live / "registry").production_path() / "embeddings")
+    pipeline.retrain(configure(*overrides(simulated, live), f"model.dim={2 * DIM}", "release.auto=false"))
+    after = read_manifest(live / "run" / "embeddings")
+    assert (before.dim, after.dim) == (DIM, 2 * DIM)
+    assert after.space_id != before.space_id and after.feature_space == after.space_id
+    checks = [c for c in json.loads((live / "run" / "verdict.json").read_text())["checks"] if c["family"] == "embeddings"]
+    assert {(c["name"], c["outcome"], c["severity"]) for c in checks} == {
+        ("embedding_space", "fail", "warn"), ("embedding_dim", "fail", "warn"),
+    }  # fmt: skip
+
+
 def test_an_entity_that_consumers_have_is_gone(live, simulated, tmp_path):
     before = published(live)
     summary = pipeline.retrain(configure(*overrides(simulated, live), "export.entities=[item]"))

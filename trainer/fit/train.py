@@ -325,11 +325,7 @@ def describe(
     """Returns the bundle's manifest, without file hashes."""
     trained = {day: manifest.source_days[day] for day in days.train}
     parent = production.manifest if production else None
-    space = (
-        parent.space_id
-        if parent and parent.shape["architecture"] == model.name
-        else sha256_json([config.seed, as_plain(ranker.shape), trained])[:16]
-    )
+    space = space_of(parent, ranker.shape) or sha256_json([config.seed, as_plain(ranker.shape), trained])[:16]
     return BundleManifest(
         code_version=__version__,
         shape=as_plain(ranker.shape),
@@ -345,6 +341,12 @@ def describe(
         steps=(parent.steps if parent else 0) + result.steps - result.skipped,
         seed=config.seed,
     )
+
+
+def space_of(parent: BundleManifest | None, shape: RankerShape) -> str:
+    """Returns the space that the vectors stay in: the parent's, where its architecture and their width stay; else empty."""
+    same = parent is not None and (parent.shape["architecture"], parent.shape["dim"]) == (shape.architecture, shape.dim)
+    return parent.space_id if parent is not None and same else ""
 
 
 def shape_of(model: ModelConfig, inputs: InputSpec, vocabularies: dict[str, Vocabulary], production: Bundle | None = None) -> RankerShape:

@@ -37,6 +37,7 @@ from trainer.fit.clock import Clock
 from trainer.fit.cost import Spent, spent
 from trainer.fit.learner import Learner
 from trainer.fit.run import RESUME, CursorAndCheckpoint, check_resume
+from trainer.fit.train import space_of
 from trainer.fit.schedule import schedule_of
 from trainer.fit.share import TakeShare, share_of
 from trainer.fit.task import RankingTask
@@ -296,7 +297,7 @@ def _write(
         features=as_plain(FeatureSpec()), labels={}, value={"version": "", "weights": {}},
         config={"model": as_plain(config.model), "optimizer": as_plain(config.optimizer), "schedule": as_plain(config.schedule)},
         axes={name: list(axes) for name, axes in ranker.axes().items()}, trained={}, seed=config.seed,
-        parent=production.sha256 if production else None, space_id=production.manifest.space_id if production else "",
+        parent=production.sha256 if production else None, space_id=space_of(production.manifest if production else None, ranker.shape),
     )  # fmt: skip
     write_bundle(
         folder / BUNDLE, manifest, trunk=weights, serving=weights, optimizer={}, vocabularies={vocabulary.name: vocabulary},

@@ -37,10 +37,10 @@ from trainer.fit.clock import Clock
 from trainer.fit.cost import Spent, spent
 from trainer.fit.learner import Learner
 from trainer.fit.run import RESUME, CursorAndCheckpoint, check_resume
-from trainer.fit.train import space_of
 from trainer.fit.schedule import schedule_of
 from trainer.fit.share import TakeShare, share_of
 from trainer.fit.task import RankingTask
+from trainer.fit.train import space_of
 from trainer.fit.trunk import TrunkSettings
 from trainer.next_item.judge import catalogue, judge, ranker_scorer
 from trainer.next_item.sequences import Sequences

@@ -35,7 +35,19 @@ ROOT = BENCH.parents[1]
 LEAST_SECONDS = 10  # a step that has less left is not begun
 MOST_WAIT = 0.02  # of a step at d 256, 4 layers: what a loader may cost
 
-Options = tuple[str | int, ...]
+# Options of `train.py` and `attention.py`.
+WIDE = "--architecture sasrec --dim 256 --layers 4 --heads 4 --history 200 --batch-tokens 65536 --batch-targets 65536"
+MILLION = "--architecture sasrec --items 1000000"
+DEEP = (
+    "--dim 1024 --layers 8 --heads 8 --history 4096 --lengths full --batch-tokens 65536 --batch-targets 65536 --softmax sampled"
+    " --negatives 8192 --steps 16 --profile --compile"
+)
+LONG = "--heads 4 --width 64 --longest 1024"
+# The same on one slow core; later options win over earlier ones.
+TOY = "--dim 16 --layers 1 --heads 2 --history 12 --batch-tokens 256 --batch-targets 256 --steps 12 --threads 1"
+FEW = "--negatives 16"
+SMALL = "--sequences 4 --longest 16 --repetitions 1"
+
 Show = Callable[[list[dict[str, Any]], str], list[str]]
 
 
@@ -120,69 +132,33 @@ def _arguments() -> argparse.Namespace:
 
 def plan(arguments: argparse.Namespace) -> list[Step]:
     """Returns all steps, in the order in which they run."""
-    toy, device = arguments.device == "cpu", ["--device", arguments.device]
+    toy = arguments.device == "cpu"
     log = arguments.data / "ml-1m" / "sasrec_order.parquet" if arguments.data else None
-    lengths = ["--data", str(log)] if log is not None else []
-    of = "ml-1m" if log is not None else "made-up lengths by Zipf's law"
+    lengths, of = ([], "made-up lengths by Zipf's law") if log is None else (["--data", str(log)], "ml-1m")
 
-    def script(name: str, *options: str | int) -> list[str]:
-        return [sys.executable, str(BENCH / name), *device, *map(str, options)]
+    def script(name: str, options: str) -> list[str]:
+        return [sys.executable, str(BENCH / name), "--device", arguments.device, *options.split()]
 
     def tests(*folders: str) -> list[str]:
-        return [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-rfE",
-            "-p",
-            "no:cacheprovider",
-            "-m",
-            "gpu",
-            *(f"tests/unit/{name}" for name in folders),
-        ]
+        quiet = ["-q", "-rfE", "-p", "no:cacheprovider"]
+        return [sys.executable, "-m", "pytest", *quiet, "-m", "gpu", *(f"tests/unit/{name}" for name in folders)]
 
-    def train(*options: str | int, small: Options = ()) -> list[str]:
-        return script("train.py", *options, *(TOY if toy else ()), *(small if toy else ()))
+    def train(name: str, why: str, options: str, seconds: int, small: str = "") -> Step:
+        command = script("train.py", f"{options} {TOY} {small}" if toy else options)
+        return Step(name, why, [*command, *(lengths if name.startswith("d256") else [])], seconds, training)
 
-    wide: Options = (
-        "--dim",
-        256,
-        "--layers",
-        4,
-        "--heads",
-        4,
-        "--history",
-        200,
-        "--batch-tokens",
-        32_768,
-        "--batch-targets",
-        32_768,
-        *lengths,
-    )
-    deep: Options = ("--dim", 1024, "--layers", 8, "--heads", 8, "--history", 4096, "--lengths", "full", "--batch-tokens", 65_536,
-            "--batch-targets", 65_536, "--softmax", "sampled", "--negatives", 8192, "--steps", 16, "--profile", "--compile")  # fmt: skip
-    few: Options = ("--negatives", 16)
-    attention: Options = (
-        ("--sequences", 4, "--longest", 16, "--repetitions", 1) if toy else ("--heads", 4, "--width", 64, "--longest", 1024)
-    )
-    steps = [
+    return [
         Step("kernels", "kernels and varlen attention against their twins", tests("models"), 180, summary_line),
-        Step("d256", f"d 256, 4 layers, {of}", train("--architecture", "sasrec", *wide, "--steps", 80, "--profile"), 60, training),
-        Step("attention", "attentions beside padded and dense ones", script("attention.py", *attention), 60, attentions),
+        train("d256", f"d 256, 4 layers, {of}", f"{WIDE} --steps 80 --profile", 60),
+        Step("attention", "attentions beside padded and dense ones", script("attention.py", SMALL if toy else LONG), 60, attentions),
         Step("fit", "resume after a kill, bf16 beside fp32, no waiting", tests("fit", "next_item"), 150, summary_line),
-        Step("d256c", f"the same, compiled, {of}", train("--architecture", "sasrec", *wide, "--steps", 80, "--compile"), 90, training),
-        Step("million", "full softmax over a million items, d 64",
-             train("--architecture", "sasrec", "--items", 10**6, "--steps", 14, "--profile", small=("--items", 5_000)), 60, training),
-        Step("deep", "hidden 1024, 8 layers, length 4096", train("--architecture", "sasrec", *deep, small=few), 150, training),
-        Step("deep_hstu", "the same, hstu", train("--architecture", "hstu", *deep, small=few), 150, training),
-    ]  # fmt: skip
-    return [*steps, *peers(arguments)]
-
-
-# A training step on one slow core; later options win over earlier ones.
-TOY: Options = ("--dim", 16, "--layers", 1, "--heads", 2, "--history", 12, "--batch-tokens", 256, "--batch-targets", 256,
-       "--steps", 12, "--threads", 1)  # fmt: skip
+        train("d256_workers", "the same with four loader threads instead of two", f"{WIDE} --steps 60 --workers 4", 60),
+        train("d256_compiled", "the same, compiled", f"{WIDE} --steps 80 --compile", 90),
+        train("million", "full softmax over a million items, d 64", f"{MILLION} --steps 14 --profile", 60, "--items 5000"),
+        train("deep", "hidden 1024, 8 layers, length 4096", f"--architecture sasrec {DEEP}", 150, FEW),
+        train("deep_hstu", "the same, hstu", f"--architecture hstu {DEEP}", 150, FEW),
+        *peers(arguments),
+    ]
 
 
 def peers(arguments: argparse.Namespace) -> list[Step]:

@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,14 +48,14 @@ from trainer.data import BatchPlan, Shard, ShardStore, plan_batches
 from trainer.data.shards import ShardKey
 from trainer.fit.cost import Spent
 from trainer.fit.run import fit
-from trainer.machine import cores
+from trainer.machine import CHOOSE_WORKERS, cores
 from trainer.next_item.sequences import Sequences, read_sequences
 from trainer.next_item.train import train
 from trainer.schema.vocabulary import RESERVED_ROWS
 
 WARM_UP = 3  # steps that are not timed: they allocate, and compile
 PROFILED = 5  # steps that a profile watches
-# What a kernel, or on the CPU an operation, does: the first that its name holds.
+# What a kernel, or on the CPU an operation, does: the first that its name holds, or is where a part begins with an underscore.
 KINDS = {
     "attention": ("flash", "fmha", "attention", "attn", "_backward_queries", "_backward_keys", "_forward"),
     "products": ("gemm", "nvjet", "cutlass", "cublas", "::mm", "::addmm", "::bmm", "splitk"),
@@ -129,6 +130,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, fp32 elsewhere")
     parser.add_argument("--threads", type=int, default=0, help="0 takes all cores")
+    parser.add_argument("--workers", type=int, default=CHOOSE_WORKERS, help=f"loader threads; {CHOOSE_WORKERS} chooses")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpoint-activations", action="store_true")
     parser.add_argument("--history", type=int, default=200, help="L: longest history")
@@ -151,9 +153,9 @@ def measure(architecture: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains one ranker for some steps and says what they cost."""
     on_gpu = arguments.device == "gpu"
     config = FitConfig(
-        device=arguments.device, precision=arguments.precision or ("bf16" if on_gpu else "fp32"), progress=False, threads=arguments.threads,
-        batch_targets=arguments.batch_targets, batch_tokens=arguments.batch_tokens, compile=arguments.compile, checkpoint_steps=10**9,
-        checkpoint_activations=arguments.checkpoint_activations, ema_decay=0.995,
+        device=arguments.device, precision=arguments.precision or ("bf16" if on_gpu else "fp32"), progress=False,
+        threads=arguments.threads, workers=arguments.workers, batch_targets=arguments.batch_targets, batch_tokens=arguments.batch_tokens,
+        compile=arguments.compile, checkpoint_steps=10**9, checkpoint_activations=arguments.checkpoint_activations, ema_decay=0.995,
     )  # fmt: skip
     steps = Steps(torch.profiler.profile() if arguments.profile else None)
     with tempfile.TemporaryDirectory() as folder, softmax_named():
@@ -223,7 +225,9 @@ def _kind(name: str, inside: list[str]) -> str:
         return "softmax"
     if any(parent.startswith("Optimizer.step") for parent in inside):
         return "optimizer"
-    return next((kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts)), "passes over memory")
+    name = name.lower()
+    fits = (kind for kind, parts in KINDS.items() if any(name == part if part.startswith("_") else part in name for part in parts))
+    return next(fits, "passes over memory")
 
 
 def _figures(spent: Spent, steps: Steps, memory: float, threads: int) -> dict[str, Any]:
@@ -253,10 +257,12 @@ def _next_item(architecture: str, config: FitConfig, steps: Steps, folder: Path,
         name=architecture, dim=arguments.dim, layers=arguments.layers, heads=arguments.heads, head_dim=arguments.dim // arguments.heads,
         ffn_dim=4 * arguments.dim, dropout=arguments.dropout, max_history=arguments.history,
     )  # fmt: skip
+    passes = -(-events // len(sequences.item_E))  # a small log is read again until there are steps enough
     settings: Any = SimpleNamespace(
-        model=model, optimizer=OptimizerConfig(), schedule=ScheduleConfig(), fit=config, seed=0, next_item=spec, cost=CostConfig()
-    )
-    return train(settings, sequences, 10, 1, folder, observers=[steps]).spent
+        model=model, optimizer=OptimizerConfig(), schedule=ScheduleConfig(), fit=replace(config, passes=passes), seed=0, next_item=spec,
+        cost=CostConfig(),
+    )  # fmt: skip
+    return train(settings, sequences, 10, passes, folder, observers=[steps]).spent
 
 
 def _shortened(sequences: Sequences, events: int) -> Sequences:

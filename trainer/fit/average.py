@@ -10,8 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from models.ranker import Ranker
+from trainer.fit.rows import can_be_asked
 
 _CHUNK = 65_536  # rows brought up to date at once
+
+
+def near(averages: list[Tensor], weights: list[Tensor], weight: Tensor) -> None:
+    """Moves averages towards weights by the same part of what lies between, in place.
+
+    A weight that is a tensor of its own makes torch's lerp an operation a parameter. On an accelerator, where launching them takes
+    longer than computing them, three operations move all parameters; on the CPU one pass a parameter is faster than three.
+    """
+    if can_be_asked(weight.device):
+        torch._foreach_lerp_(averages, weights, [weight] * len(averages))
+        return
+    between = torch._foreach_sub(weights, averages)
+    torch._foreach_mul_(between, weight)
+    torch._foreach_add_(averages, between)
 
 
 class Average(nn.Module):
@@ -84,7 +99,7 @@ class Average(nn.Module):
         """Ends a step: averages all that is no table."""
         pairs = zip(self.ranker.named_parameters(), source.parameters(), strict=True)
         ours, theirs = zip(*((mine, their) for (name, mine), their in pairs if name not in self.rows), strict=True)
-        torch._foreach_lerp_(list(ours), list(theirs), [self._weight] * len(ours))
+        near(list(ours), list(theirs), self._weight)
 
     @torch.no_grad()
     def read(self, source: Ranker) -> Ranker:

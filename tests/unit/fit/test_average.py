@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.fit.average import Average
+from trainer.fit.average import Average, near
 from trainer.fit.tables import TableOptimizer
 
 DECAY, ROWS = 0.9, 30
@@ -105,3 +105,16 @@ def test_a_new_average_is_the_ranker_itself_or_near_it(steps):
     run = Run().play(steps)
     for name, parameter in run.average.read(run.model).named_parameters():
         assert torch.allclose(parameter, run.dense[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("weight", [0.001, 0.4, 0.9, 1.0])
+def test_averages_that_move_together_are_those_that_move_one_by_one(monkeypatch, weight):
+    start, ends = [torch.randn(3, 4), torch.randn(7)], [torch.randn(3, 4), torch.randn(7)]
+    found = []
+    for alone in (True, False):
+        monkeypatch.setattr("trainer.fit.average.can_be_asked", lambda device, alone=alone: alone)
+        found.append([x.clone() for x in start])
+        near(found[-1], ends, torch.tensor(weight))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+    near(found[1], ends, torch.tensor(0.0))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)

@@ -3,8 +3,9 @@
 The twin of `models.softmax` for CUDA. Of each chunk of rows the logits are one product (bf16 factors, fp32 sums and results: a logit
 in bf16 would be off by some per cent after its exponential). The kernel reads a row once, or twice where it is longer than a tile, and
 writes what the row's loss has for gradient, share and label included; two products carry it to both sides. Nothing is added up in
-changing order, and nothing waits for the host. After the chunks of Liger's kernel (Hsu et al. 2024, arXiv 2410.10989); that no logit
-need reach memory at all (Wijmans et al. 2024, arXiv 2411.09009) costs the logits a second time, which is no gain at a ranker's widths.
+changing order, and nothing waits for the host. After the chunks of Liger's kernel (Hsu et al. 2024, arXiv 2410.10989). Logits that
+never reach memory (Wijmans et al. 2024, arXiv 2411.09009) would have to be computed a second time: a gain at narrow widths only, which
+needs a device to be seen.
 
 ``torch.nn.functional.linear_cross_entropy`` (torch 2.13, so not in all that is supported) makes chunks too, but by six passes over
 them, adds labels by atomics in changing order, and weighs classes, not examples. Imported only where a kernel is launched: triton is

@@ -78,6 +78,7 @@ class Steps(Callback):
         self.faults: list[int] = []
         self.waited: list[float] = []
         self.begun = self.ended = (0.0, 0.0, 0)
+        self.memory = 0  # bytes of the device at most, before anything is judged
         self.profile = profile
         self.watched = range(WARM_UP, WARM_UP if profile is None else WARM_UP + PROFILED)
 
@@ -92,6 +93,8 @@ class Steps(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Ends a step."""
         self.ended = self._now(task)
+        if task.device.type == "cuda":
+            self.memory = torch.cuda.max_memory_allocated()
         for values, end, begin in zip((self.wall, self.cpu, self.faults), self.ended, self.begun, strict=True):
             values.append(end - begin)  # type: ignore[attr-defined]
         if self.profile is not None and len(self.wall) == self.watched.stop:
@@ -172,7 +175,7 @@ def measure(architecture: str, arguments: argparse.Namespace) -> dict[str, Any]:
         order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
         print(steps.profile.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=50))
         shares = {"profile": profiled(steps.profile, sum(steps.wall[place] for place in steps.watched), on_gpu)}
-    memory = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = steps.memory if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {**_figures(spent, steps, memory, config.threads or cores()), **shares}
 
 

@@ -258,7 +258,7 @@ class TestCompiled:
     def test_a_million_items_take_the_memory_that_is_promised(self):
         from models.softmax_kernel import MOST_LOGITS
 
-        rows, items, width = 2_048, 10**6, 64
+        rows, items, width = 2_048, 10**6 + 1, 64  # rows that are no multiple of what is read at once
         there = [torch.randn(n, width, device="cuda", requires_grad=True) for n in (rows, items)]
         target = torch.randint(0, items, (rows,), device="cuda")
         torch.cuda.reset_peak_memory_stats()
@@ -267,4 +267,5 @@ class TestCompiled:
             full_softmax(*there, target).backward()
         taken = torch.cuda.max_memory_allocated() - before
         sides_bytes = (rows + items) * width * (4 + 4 + 2)  # gradients, the same times the loss's own, rounded factors
-        assert taken <= 6 * MOST_LOGITS + sides_bytes + 2**26 < 4 * rows * items, taken
+        workspaces = 2**28  # of cuBLAS, at most
+        assert taken <= 6 * MOST_LOGITS + sides_bytes + workspaces < 4 * rows * items, taken

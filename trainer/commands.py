@@ -258,7 +258,7 @@ def _own_choices(kind: type) -> Iterator[None]:
 def _compose_and_run(config_name: str, kind: type, task: Task, arguments: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
     from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -294,9 +294,17 @@ def _compose_and_run(config_name: str, kind: type, task: Task, arguments: list[s
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions reach this wrapper instead of Hydra's own printing and exit(1)
     try:
         hydra.main(version_base="1.3", config_path="pkg://trainer.conf", config_name=config_name)(job)()
+    except MissingConfigException as error:
+        raise _unknown_choice(error) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError("the configuration does not compose", got=" ".join(str(error).split())) from error
     return EXIT_DONE if len(codes) != 1 else codes[0]
+
+
+def _unknown_choice(error: Any) -> ConfigError:
+    """Names the group, what was asked for and what there is; Hydra adds where it has looked."""
+    group, _, got = str(error.missing_cfg_file).rpartition("/")
+    return ConfigError("unknown choice", where=group or "command line", got=got, remedy=nearest(got, error.options or []))
 
 
 def _with_run_dir(values: Any, sweep: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.checkpoint import Bundle, read_bundle
 from trainer.config import RetrainConfig
 from trainer.days import choose_as_of
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, ExportError
 from trainer.release import Registry
 from trainer.run_dir import RunDir
 from trainer.scan import discover_days
@@ -104,8 +104,12 @@ _claims: list[int] = []  # lock files stay open until the process ends
 
 def _claim(root: Path) -> None:
     """Keeps a second process off the same examples: vocabularies there belong to one run at a time."""
-    root.mkdir(parents=True, exist_ok=True)
-    handle = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        remedy = "give this user write access to it, or choose another rebuild.root"
+        raise ExportError("the folder of the examples cannot be written", where=root, got=error.strerror, remedy=remedy) from error
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process lock: this process may open the same root again
     except OSError as error:

@@ -36,7 +36,7 @@ class RunDir:
 
     def __init__(self, path: str | Path, config: Any) -> None:
         self.path = Path(path)
-        with _disk_errors(self.path):
+        with _disk_errors(self.path, reads=False):
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / "config.yaml", yaml.safe_dump(as_plain(config), sort_keys=False))
         self.records: dict[str, StageRecord] = {}
@@ -130,16 +130,17 @@ def _finite(value: Any) -> Any:
 
 
 class _disk_errors:
-    """Turns a full or refusing disk into one message."""
+    """Turns a full or refusing disk into one message; where files are read as well, one that is gone is another matter."""
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path, reads: bool = True) -> None:
         self.where = where
+        self.reads = reads
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and self.reads:
             raise DataError("a file that the run needs is gone", where=error.filename, remedy="was it moved during the run?") from error
         if isinstance(error, OSError):
             name = os.strerror(error.errno) if error.errno else str(error)

@@ -52,6 +52,25 @@ def test_a_wrong_value_is_refused_by_name(simulated, tmp_path, argument, word):
     one_message(retrain(simulated, tmp_path, argument), 2, word)
 
 
+@pytest.mark.parametrize(
+    ("argument", "code", "words"),
+    [
+        ("model=bert", 2, ["unknown choice", "model", "bert", "hstu, sasrec"]),
+        ("data.spec={folder}/none.yaml", 2, ["cannot read the log specification", "none.yaml", "No such file"]),
+        ("data.spec={folder}/text.yaml", 2, ["not a mapping", "text.yaml", "begin with name"]),
+        ("data.spec={folder}/half.yaml", 2, ["cannot read the log specification", "half.yaml", "line 1"]),
+        ("run_dir={folder}/text.yaml", 6, ["the run's files cannot be written", "text.yaml"]),
+        ("run_dir=/proc/none", 6, ["the run's files cannot be written", "/proc/none"]),
+        ("rebuild.root={folder}/text.yaml", 6, ["the folder of the examples cannot be written", "rebuild.root"]),
+    ],
+)
+def test_a_file_or_folder_that_is_none_is_one_message(simulated, tmp_path, argument, code, words):
+    (tmp_path / "text.yaml").write_text("just text")
+    (tmp_path / "half.yaml").write_text("event_time: {column: ts")
+    message = one_message(retrain(simulated, tmp_path, argument.format(folder=tmp_path)), code, *words)
+    assert "Config search path" not in message and not (tmp_path / "registry").exists()
+
+
 def test_no_data_at_all(tmp_path):
     (tmp_path / "log" / "events").mkdir(parents=True)
     one_message(retrain(tmp_path / "log", tmp_path), 3, "no day folder")

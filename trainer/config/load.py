@@ -116,10 +116,12 @@ def resolve_log_spec(values: dict[str, Any], overrides: dict[str, str] | None = 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         own = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError("cannot read the log specification", where="data.spec", got=path, expected=str(error)) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        got = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ConfigError("cannot read the log specification (data.spec)", where=path, got=got, expected="a YAML file") from error
     if not isinstance(own, dict):
-        raise ConfigError("the log specification is not a mapping", where=path, got=type(own).__name__)
+        remedy = "begin with name:, root:, user:, item:, event_time: and actions:"
+        raise ConfigError("the log specification is not a mapping", where=path, got=type(own).__name__, expected="keys", remedy=remedy)
     return own
 
 

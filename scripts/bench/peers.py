@@ -11,6 +11,9 @@ feed-forward width, dropout, loss (softmax over the whole catalogue; pmixer: one
 of rewarm's own scripts; `--waiting default`: GNU's) and of malloc. All are started and warmed up, then they make rounds of steps in
 turn while the others wait: rounds of equal length, so no tool has the better minutes.
 
+Of the limit: the operations that real positions need (`models.flops`, the same for equal models) a second, against the best rate of a
+plain matrix product before and after the rounds.
+
 A position is an event and the event that came next, learned once. What a tool computes for padding, or for predicting a user's first
 event from nothing, counts for nobody. Every tool counts its own batches, and the mean is checked against the count of the file. rewarm
 takes as many positions a step as 128 users bring on average; `--targets shipped` gives it the batch of conf/experiment/ml1m.yaml.
@@ -38,6 +41,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from trainer.fit.cost import matmul_ceiling, peak_flops
 from trainer.machine import prepare_environment
 from trainer.next_item.judge import list_metrics, pessimistic_rank
 
@@ -153,7 +157,9 @@ def main() -> None:
             for arm in arms:
                 judge(arm, jobs[arm.name], log, arguments, out)
         else:
-            show(alternate(arms, jobs, arguments, out), log)
+            limits = [limit_of(arguments)]
+            sides = alternate(arms, jobs, arguments, out)
+            show(sides, log, [*limits, limit_of(arguments)])
 
 
 def _arguments() -> argparse.Namespace:
@@ -334,9 +340,10 @@ def alternate(arms: list[Arm], jobs: dict[str, Job], arguments: argparse.Namespa
             side.close()
 
 
-def show(sides: list[Side], log: Log) -> None:
+def show(sides: list[Side], log: Log, limits: list[float]) -> None:
     """Prints medians over rounds, and the spread from the slowest round to the fastest."""
-    table = Table("tool", "version", "parameters", "positions/s", "rewarm is faster by", "s/step", "s/pass", "peak MB")
+    table = Table("tool", "version", "parameters", "positions/s", "rewarm is faster by", "of the limit", "s/step", "s/pass", "peak MB")
+    needed = {side.arm.model: side.facts["flops"] for side in sides if side.arm.tool == "rewarm"}
     ours = next((rates(side.rounds) for side in sides if side.arm.name == "rewarm"), None)
     for side in sides:
         check(side, log)
@@ -345,9 +352,28 @@ def show(sides: list[Side], log: Log) -> None:
         whole = sum(position for each in side.rounds for position in each["positions"]) / sum(seconds)
         table.add_row(
             side.arm.name, side.facts["version"], f"{side.facts['parameters']:,}", spread(rate, "{:,.0f}"), spread(ratio, "{:.2f}x"),
+            spread(shares(side, rate, needed, max(limits)), "{:.1%}"),
             f"{statistics.median(seconds):.3f}", f"{log.positions / whole:,.0f}", f"{side.rounds[-1]['peak_mb']:,.0f}",
         )  # fmt: skip
     Console(width=170).print(table)
+
+
+def shares(side: Side, rate: list[float], needed: dict[str, float], limit: float) -> list[float]:
+    """Returns the share of the machine's limit that a tool's rates are; what a position needs is a property of the model.
+
+    None for pmixer, whose loss needs two items a position, and where no arm of rewarm has told what the model needs.
+    """
+    if side.arm.tool == "pmixer" or side.arm.model not in needed:
+        return []
+    return [each * needed[side.arm.model] / limit for each in rate]
+
+
+def limit_of(arguments: argparse.Namespace) -> float:
+    """Returns what the machine can do now, FLOP/s: an fp32 product of two threads on a CPU, a GPU's bf16 peak."""
+    if arguments.device == "gpu":
+        return peak_flops(torch.device("cuda")) or float("nan")
+    torch.set_num_threads(arguments.threads)
+    return matmul_ceiling.__wrapped__(arguments.threads, seconds=0.5)
 
 
 def rates(rounds: list[dict[str, Any]]) -> list[float]:

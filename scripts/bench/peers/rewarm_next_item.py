@@ -22,8 +22,10 @@ from clock import Clock, Finished, on_device
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from models.flops import training_flops
 from trainer import __version__
 from trainer.config import RetrainConfig, load
+from trainer.fit.cost import work_of_plan
 from trainer.next_item.judge import ranker_scorer
 from trainer.next_item.sequences import HELD_OUT, Sequences
 from trainer.next_item.train import train
@@ -33,14 +35,23 @@ PASSES = 8  # planned where the clock ends the run
 
 
 class Rounds(L.Callback):
-    """Ends a step of the clock; a token and the event behind it are a pair, what a user's empty history predicts is none."""
+    """Ends a step of the clock; a token and the event behind it are a pair, what a user's empty history predicts is none.
 
-    def __init__(self, clock: Clock) -> None:
+    Args:
+        clock: The clock.
+        items: Items of the softmax.
+    """
+
+    def __init__(self, clock: Clock, items: int) -> None:
         self.clock = clock
+        self.items = items
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Waits for the first round."""
-        self.clock.facts["parameters"] = sum(p.numel() for p in task.ranker.parameters())  # type: ignore[union-attr]
+        ranker, data = task.ranker, trainer.datamodule  # type: ignore[attr-defined]
+        self.clock.facts["parameters"] = sum(p.numel() for p in ranker.parameters())  # type: ignore[union-attr]
+        work = work_of_plan(data.plan, data.store)
+        self.clock.facts["flops"] = training_flops(ranker, work, self.items, data.plan.steps) / work.tokens  # type: ignore[arg-type]
         self.clock.begin()
 
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -52,7 +63,7 @@ def main(job: dict[str, Any]) -> None:
     sequences = read(job)
     with tempfile.TemporaryDirectory() as folder:
         config = settings(job, folder)
-        observers = [] if job["scores"] else [Rounds(Clock(version=__version__, **on_device(torch, job["device"])))]
+        observers = [] if job["scores"] else [Rounds(Clock(version=__version__, **on_device(torch, job["device"])), job["items"])]
         try:
             fitted = train(config, sequences, top_k=10, every=1, folder=Path(folder), observers=observers)
         except Finished:

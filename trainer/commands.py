@@ -41,6 +41,7 @@ from trainer.machine import prepare_environment
 
 Task = Callable[[Any], "tuple[int, float | None]"]
 
+_FAILED = frozenset(range(1, 256)) - {EXIT_REJECT, EXIT_HOLD}
 _VERDICT_EXIT = {"PROMOTE": EXIT_DONE, "HOLD": EXIT_HOLD, "REJECT": EXIT_REJECT, None: EXIT_DONE}
 
 
@@ -267,6 +268,9 @@ def _compose_and_run(config_name: str, kind: type, task: Task, arguments: list[s
 
     def job(composed: DictConfig) -> float | None:
         in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        trial = _trial(HydraConfig.get(), arguments) if in_sweep else ""
+        if in_sweep:
+            print(f"\n{trial}", flush=True)
         try:
             values = typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=False))
             values |= values.pop(_BEHIND_GROUPS, {})
@@ -288,6 +292,8 @@ def _compose_and_run(config_name: str, kind: type, task: Task, arguments: list[s
             traceback.print_exc()
             code, value = EXIT_UNEXPECTED, None
         codes.append(code)
+        if in_sweep:
+            print(f"{trial}: {f'failed with exit code {code}' if code in _FAILED else value}", flush=True)
         return math.nan if value is None and in_sweep else value
 
     sys.argv[1:] = arguments
@@ -298,7 +304,15 @@ def _compose_and_run(config_name: str, kind: type, task: Task, arguments: list[s
         raise _unknown_choice(error) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError("the configuration does not compose", got=" ".join(str(error).split())) from error
-    return EXIT_DONE if len(codes) != 1 else codes[0]
+    # Of a sweep's trials one that fails ends no other; a sweep of which nothing came says so.
+    return codes[0] if len(codes) == 1 or (codes and all(code in _FAILED for code in codes)) else EXIT_DONE
+
+
+def _trial(job: Any, arguments: list[str]) -> str:
+    """Names a trial of a sweep by the values that the sweep varies."""
+    varied = {key.lstrip("+~") for key, _, value in (argument.partition("=") for argument in arguments) if "," in value or "(" in value}
+    own = [override.lstrip("+~") for override in job.overrides.task]
+    return " ".join([f"trial {job.job.num}", *(override for override in own if override.partition("=")[0] in varied)])
 
 
 def _unknown_choice(error: Any) -> ConfigError:

@@ -149,6 +149,18 @@ def test_a_sweep_goes_on_after_a_failing_trial(simulated, tmp_path):
     assert result.stderr.count("rewarm: ") == 1 and "user_idd" in result.stderr
     done = sorted(path.parent.name for path in (tmp_path / "sweeps").rglob("summary.json"))
     assert done == ["1"], "the second trial ran in a folder of its own"
+    lines = [line for line in result.stdout.splitlines() if line.startswith("trial ")]
+    objective = json.loads(next((tmp_path / "sweeps").rglob("summary.json")).read_text())["objective"]
+    assert lines == [
+        "trial 0 data.user=user_idd", "trial 0 data.user=user_idd: failed with exit code 2",
+        "trial 1 data.user=user_id", f"trial 1 data.user=user_id: {objective}",
+    ]  # fmt: skip
+
+
+def test_a_sweep_of_which_nothing_came_says_so(simulated, tmp_path):
+    arguments = [f"data.root={simulated}", f"registry.root={tmp_path}/registry", f"hydra.sweep.dir={tmp_path}/sweeps", "as_of=2026-03-04"]
+    result = script("train", "-m", *arguments, "data.user=user_idd,user_iddd", *SMALL)
+    assert result.returncode == 2 and result.stderr.count("rewarm: ") == 2
 
 
 def test_scan_alone(simulated, tmp_path):

@@ -165,7 +165,9 @@ def open_table(path: Path, entity: str | None = None, id_column: str | None = No
     folder = path / entity if entity is not None and (path / entity).is_dir() else path
     files = sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]
     if not files or not files[0].is_file():
-        raise DataError("no table of vectors", where=folder, expected="a Parquet file, or a folder of them")
+        inside = sorted(below.name for below in folder.iterdir() if any(below.glob("*.parquet"))) if folder.is_dir() else []
+        remedy = f"name one of its folders: entity={inside[0]} ({', '.join(inside)})" if inside else None
+        raise DataError("no table of vectors", where=folder, expected="a Parquet file, or a folder of them", remedy=remedy)
     with _readable(files[0]):
         schema = pq.read_schema(files[0])
     name = id_column or _id_column(schema, folder)

@@ -131,7 +131,9 @@ class _Rows:
         """Reads the keys. Raises a ConfigError or a DataError unless every row has a user, an item and a time."""
         for name in KEYS:
             if name not in self.schema.names:
-                raise ConfigError("the rows lack a column", where=self._path, got=name, remedy=nearest(name, self.schema.names))
+                raise ConfigError(
+                    "the rows lack a column", where=self._path, got=name, remedy=nearest(name, set(self.schema.names) - set(KEYS))
+                )
         taken = [name for name in self.schema.names if name.startswith(SCORE) or name in (VALUE, DOT)]
         if taken:
             raise ConfigError("the rows have a column that scoring writes", where=self._path, got=taken[0], remedy="rename it")

@@ -343,6 +343,11 @@ def test_tables_that_cannot_be_compared(tmp_path):
             read_table(tmp_path / "bad.parquet")
     with pytest.raises(DataError, match="no table of vectors"):
         read_table(tmp_path / "absent.parquet")
+    for entity in ("item", "user"):
+        (tmp_path / "export" / entity).mkdir(parents=True)
+        write(tmp_path / "export" / entity / "part-0.parquet", pa.array(np.arange(200)), x)
+    with pytest.raises(DataError, match=r"entity=item \(item, user\)"):
+        read_table(tmp_path / "export")
     write(tmp_path / "other.parquet", pa.array(np.arange(1000, 1200)), x)
     with pytest.raises(DataError, match="no id is in both"):
         pair(good, read_table(tmp_path / "other.parquet"))

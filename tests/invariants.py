@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WARM = "tests/unit/warm_start/test_"
 _EXACT = WARM + "growth.py::test_growth_is_exact_and_nothing_is_dead"
 
-APPLY, MOMENTS, PLACES, PLAN, ROWS, SIDE, VERIFY = (
-    f"trainer/warm_start/{name}.py" for name in ("apply", "moments", "places", "plan", "rows", "side", "verify")
+APPLY, BUCKETS, MOMENTS, PLACES, PLAN, ROWS, SIDE, VERIFY = (
+    f"trainer/warm_start/{name}.py" for name in ("apply", "buckets", "moments", "places", "plan", "rows", "side", "verify")
 )
 READ, SHARDS, TRAIN = "trainer/importing/read.py", "trainer/checkpoint/shards.py", "trainer/fit/train.py"
 
@@ -149,14 +149,18 @@ INVARIANTS = {
             WARM + "rows.py::test_duplicate_ids_are_refused",
             WARM + "rows.py::test_reserved_rows_keep_their_meaning",
             WARM + "growth.py::test_the_case_that_other_tools_lose",
+            WARM + "buckets.py::test_a_whole_multiple_of_the_rows_is_exact",
+            WARM + "buckets.py::test_listed_ids_that_become_hashed_start_as_their_mean_by_traffic",
         ],
         [
             (
-                SIDE,
-                "old.lookup(self.vocabularies[name].keys, np.int32)",
-                "(np.arange(2, 2 + len(self.vocabularies[name].keys)) % old.rows).astype(np.int32)",
+                BUCKETS,
+                "old.lookup(new.keys, np.int32)",
+                "(np.arange(2, 2 + len(new.keys)) % old.rows).astype(np.int32)",
             ),
-            (SIDE, "np.arange(RESERVED_ROWS, dtype=np.int32), found", "np.arange(RESERVED_ROWS, dtype=np.int32)[::-1], found"),
+            (BUCKETS, "np.arange(RESERVED_ROWS, dtype=np.int32), index", "np.arange(RESERVED_ROWS, dtype=np.int32)[::-1], index"),
+            (BUCKETS, "% before + RESERVED_ROWS", "// (rows // before) + RESERVED_ROWS"),
+            (BUCKETS, "total[bucket_E] > 0", "total[bucket_E] < 0"),
             ("trainer/schema/vocabulary.py", "if self.keys.null_count or len(pc.unique(self.keys)) != len(self.keys):", "if False:"),
         ],
     ),

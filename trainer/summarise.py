@@ -61,7 +61,7 @@ def summarise(
         status="done",
         reason=verdict.reason if verdict else "evaluated, not judged",
         stages=stages,
-        data={**_data(health, days, examples), "rows_trained": as_plain(trained.log.account.total)},
+        data={**_data(health, days, examples), "rows_trained": as_plain(trained.log.account.total), "hashed": trained.log.hashed},
         transfer=_transfer(trained.transfer),
         production=_metrics(report.get("production")) if "production" in report else None,
         challenger=_metrics(report.get("challenger")),

@@ -21,6 +21,7 @@ from trainer.checkpoint.header import check_header
 from trainer.checkpoint.shards import SHARD_BYTES, ShardReader, index_path, read_sharded, stored_shapes, write_sharded
 from trainer.errors import CheckpointError
 from trainer.schema.bundle import BUNDLE_VERSION, DAYS, ITEMS, MANIFEST, OPTIMIZER, SERVING, TRANSFER, TRUNK, BundleManifest, day_weights
+from trainer.schema.hashed import AnyVocabulary, HashedVocabulary, read_vocabulary
 from trainer.schema.hashing import sha256_file, sha256_json
 from trainer.schema.plain import as_plain, from_plain
 from trainer.schema.vocabulary import Vocabulary
@@ -33,13 +34,13 @@ class Bundle:
     Attributes:
         path: Its folder.
         manifest: What it is.
-        vocabularies: Rows of its tables, by id.
+        vocabularies: Rows of its tables, by id or by the hash that the manifest records.
         sha256: Hash of the manifest, which holds the hashes of all other files: the identity of the bundle.
     """
 
     path: Path
     manifest: BundleManifest
-    vocabularies: dict[str, Vocabulary]
+    vocabularies: Mapping[str, AnyVocabulary]
     sha256: str
 
     @property
@@ -53,6 +54,19 @@ class Bundle:
             return from_plain(RankerShape, self.manifest.shape)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise CheckpointError("the manifest's shape is no ranker's", where=self.path / MANIFEST, got=str(error)) from error
+
+    @property
+    def item_ids(self) -> Vocabulary:
+        """The item vocabulary, which always lists its ids.
+
+        Raises:
+            CheckpointError: If the manifest says otherwise.
+        """
+        name = self.manifest.inputs.item_vocabulary
+        vocabulary = self.vocabularies[name]
+        if not isinstance(vocabulary, Vocabulary):
+            raise CheckpointError("the items of a bundle cannot be hashed", where=self.path / MANIFEST, got=vocabulary.hash)
+        return vocabulary
 
     def tensors(self, name: str = TRUNK) -> dict[str, Tensor]:
         """Reads the tensors of one file (`TRUNK`, `SERVING` or `OPTIMIZER`).
@@ -78,7 +92,7 @@ def write_bundle(
     trunk: dict[str, Tensor],
     serving: dict[str, Tensor],
     optimizer: dict[str, Tensor],
-    vocabularies: dict[str, Vocabulary],
+    vocabularies: Mapping[str, AnyVocabulary],
     items: pa.Table,
     transfer: dict[str, Any] | None = None,
     days: Mapping[str, dict[str, Tensor]] | None = None,
@@ -87,7 +101,7 @@ def write_bundle(
 
     Args:
         path: Its folder; files that an earlier attempt left there are removed.
-        manifest: Everything but `files`, which is filled in here.
+        manifest: Everything but `files` and `hashes`, which are filled in here.
         trunk: Weights for the next warm start.
         serving: Weights that are served.
         optimizer: Moments by ``<parameter>/<moment>``.
@@ -117,7 +131,8 @@ def write_bundle(
     if transfer is not None:
         (path / TRANSFER).write_text(json.dumps(transfer, indent=1))
     files = {str(file.relative_to(path)): sha256_file(file) for file in sorted(path.rglob("*")) if file.is_file()}
-    (path / MANIFEST).write_text(json.dumps(as_plain(replace(manifest, files=files)), indent=1))
+    hashes = {name: vocabulary.hash for name, vocabulary in vocabularies.items() if isinstance(vocabulary, HashedVocabulary)}
+    (path / MANIFEST).write_text(json.dumps(as_plain(replace(manifest, files=files, hashes=hashes)), indent=1))
     return read_bundle(path)
 
 
@@ -153,8 +168,17 @@ def read_bundle(path: Path) -> Bundle:
             raise CheckpointError(
                 "a bundle holds a file that its manifest does not list: it would be read unchecked", where=file, remedy="remove the file"
             )
-    vocabularies = {file.stem: Vocabulary.read(file) for file in sorted((path / "vocab").glob("*.parquet"))}
-    return Bundle(path, manifest, vocabularies, sha256_json(values))
+    return Bundle(path, manifest, _vocabularies(path, manifest), sha256_json(values))
+
+
+def _vocabularies(path: Path, manifest: BundleManifest) -> dict[str, AnyVocabulary]:
+    """Reads every vocabulary as the manifest says that its ids find their rows."""
+    files = {file.stem: file for file in sorted((path / "vocab").glob("*.parquet"))}
+    for name, hashing in manifest.hashes.items():
+        hashing.check(f"{path / MANIFEST}: hashes.{name}")
+        if name not in files:
+            raise CheckpointError("the manifest has a hash for a vocabulary that is not there", where=path / MANIFEST, got=name)
+    return {name: read_vocabulary(file, manifest.hashes.get(name)) for name, file in files.items()}
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], shard_bytes: int = SHARD_BYTES) -> None:

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.schema.hashed import MOST_ROWS, MOST_SEED, HashFunction
 from trainer.schema.transfer import COVERAGE, Rules
 from trainer.schema.validate import choice, positive
+
+_NOT_OF_THE_SHAPE = ("name", "max_history", "user_id", "hashed", "hash_seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,10 @@ class ModelConfig:
         name: Architecture.
         max_history: L, events before the day that a user's history keeps.
         user_id: Whether the user id itself is a context feature (an embedding per user).
+        hashed: Vocabulary (``user`` with `user_id`, or a categorical feature) -> rows: its ids find a row by a hash instead of
+            owning one, so its table never grows and no id is unknown (`trainer.schema.hashed`). Not the items: they are what is
+            ranked, exported and listed by id.
+        hash_seed: Seed of those hashes. The bundle records both; a change moves every id.
         stand_ins: Whether a missing number is stood in for by a learned linear function of the others: as many weights as pairs
             of numeric features.
     """
@@ -35,6 +42,8 @@ class ModelConfig:
     auxiliary_weight: float = 0.2
     max_history: int = 50
     user_id: bool = False
+    hashed: dict[str, int] = field(default_factory=dict)
+    hash_seed: int = 0
     norm: str = "rms"
     norm_eps: float = 1e-6
     final_norm_eps: float | None = None
@@ -54,10 +63,36 @@ class ModelConfig:
             positive(f"model.{name}", getattr(self, name))
         if self.rotary and self.head_dim % 2:
             raise ConfigError("rotary positions need an even head width", where="model.head_dim", got=self.head_dim)
+        self._check_hashed()
+
+    def _check_hashed(self) -> None:
+        for name, rows in self.hashed.items():
+            if not 1 <= rows <= MOST_ROWS:
+                raise ConfigError("a number of rows is impossible", where=f"model.hashed.{name}", got=rows, expected=f"1 to {MOST_ROWS}")
+        if "item" in self.hashed:
+            raise ConfigError(
+                "items cannot be hashed: two in one row would get one score and one exported vector, and the catalogue, which export and "
+                "the gate read, is a list of ids all the same", where="model.hashed", got="item",
+                remedy="hash the vocabularies beside it; warm_start.retire_after_days bounds the items",
+            )  # fmt: skip
+        if "user" in self.hashed and not self.user_id:
+            raise ConfigError(
+                "there is no table of users to hash", where="model.hashed.user", got="model.user_id=false", remedy="model.user_id=true"
+            )
+        if not 0 <= self.hash_seed <= MOST_SEED or (self.hash_seed and not self.hashed):
+            raise ConfigError(
+                "a seed of hashes is a number from 0, and without a hashed vocabulary it has no effect", where="model.hash_seed",
+                got=self.hash_seed, remedy="model.hashed={<vocabulary>: <rows>}",
+            )  # fmt: skip
+
+    def hash_of(self, vocabulary: str) -> HashFunction | None:
+        """Returns the hash of a vocabulary, None for one that lists its ids."""
+        rows = self.hashed.get(vocabulary)
+        return None if rows is None else HashFunction(rows=rows, seed=self.hash_seed)
 
     def shape_values(self) -> dict[str, Any]:
         """Returns the fields of `models.ranker.RankerShape` that a configuration decides, apart from the architecture."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("name", "max_history", "user_id")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_OF_THE_SHAPE}
 
 
 @dataclass(frozen=True, kw_only=True)

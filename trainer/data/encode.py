@@ -7,6 +7,7 @@ in exactly one unit.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -15,8 +16,9 @@ import pyarrow.compute as pc
 
 from trainer.errors import DataError
 from trainer.schema.examples import FEATURE, LABEL
+from trainer.schema.hashed import AnyVocabulary
 from trainer.schema.inputs import CLIP, InputSpec, NumericInput
-from trainer.schema.vocabulary import OOV_ROW, Vocabulary
+from trainer.schema.vocabulary import OOV_ROW
 
 NO_CLOCK = -1  # event time of tokens from a clockless prior history
 DURATION_SCALE_S = 60.0  # a duration of this many seconds enters a token as 1 - 1/e
@@ -102,7 +104,7 @@ class Encoder:
     """
 
     inputs: InputSpec
-    vocabularies: dict[str, Vocabulary]
+    vocabularies: Mapping[str, AnyVocabulary]
 
     def encode(self, examples: pa.Table, tail: pa.Table, known_until_ms: int) -> Shard:
         """Encodes one (day, user bucket).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 from trainer.data.encode import fit_numeric
 from trainer.errors import CheckpointError, ConfigError
 from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest
+from trainer.schema.hashed import AnyVocabulary, HashedVocabulary, HashFunction
 from trainer.schema.inputs import Action, InputSpec
 from trainer.schema.logs import LogSpec
 from trainer.schema.vocabulary import Vocabulary
@@ -86,6 +88,25 @@ def _base_rate(tables: list[pa.Table], action: str, kind: str) -> float:
         total += float((np.log1p(np.maximum(value_N, 0)) if kind == "duration" else value_N).sum())
         rows += len(value_N)
     return total / rows if rows else 0.0
+
+
+def hashed_vocabulary(parent: AnyVocabulary | None, fresh: Vocabulary, hashing: HashFunction) -> HashedVocabulary:
+    """Adds the new days' traffic to production's, under the challenger's hash; rows are as many as ever, and none is retired.
+
+    Args:
+        parent: Production's vocabulary of this table, hashed or not.
+        fresh: Ids of the new training days.
+        hashing: The challenger's hash; `function` gives way to production's, so that a new default moves no id.
+
+    Returns:
+        The challenger's vocabulary. What production counted under another hash is kept as far as it is known
+        (`HashedVocabulary.under`).
+    """
+    if isinstance(parent, HashedVocabulary):
+        hashing = replace(hashing, function=parent.hash.function)
+        return parent.under(hashing).plus(HashedVocabulary.of(hashing, fresh))
+    new = HashedVocabulary.of(hashing, fresh)
+    return new if parent is None else HashedVocabulary.of(hashing, parent).plus(new)
 
 
 def merge_vocabulary(parent: Vocabulary | None, fresh: Vocabulary, retire_before: str | None = None) -> Vocabulary:

@@ -19,10 +19,11 @@ from trainer.data import Encoder, take
 from trainer.errors import CheckpointError
 from trainer.schema.bundle import OPTIMIZER, TRUNK
 from trainer.schema.examples import FEATURE
+from trainer.schema.hashed import AnyVocabulary, HashedVocabulary
 from trainer.schema.inputs import InputSpec
 from trainer.schema.plain import as_plain
-from trainer.schema.transfer import Rules, TransferPlan, plan_sha256
-from trainer.schema.vocabulary import Vocabulary
+from trainer.schema.transfer import AxisMove, Rules, TransferPlan, plan_sha256
+from trainer.schema.vocabulary import RESERVED_ROWS
 from trainer.warm_start import Parity, Side, carry_moments, merge, plan, verify
 from trainer.warm_start.apply import new_entries
 from trainer.warm_start.measure import measure_new_items, measure_removed
@@ -148,19 +149,29 @@ def rules_of(config: WarmStartConfig) -> Rules:
 def transfer_report(transfer: TransferPlan, parity: Parity | None, source: Side, target: Side) -> dict[str, Any]:
     """Returns the report of a warm start: totals, rows by vocabulary, measured parity, and every tensor's fate."""
     vocabularies, had = {}, renamed_vocabularies(source.vocabularies, target.vocabularies, transfer.rules.rename)
-    for name, new in target.vocabularies.items():
+    for name in target.vocabularies:
         move = next((m for fate in transfer.fates for m in fate.moves if m.axis == f"vocab:{name}"), None)
-        known = name in had or move is not None
-        kept = len(new.keys) if move is None else move.kept - 2
-        vocabularies[name] = {
-            "kept": kept if known else 0, "new": len(new.keys) - (kept if known else 0),
-            "dropped": move.dropped if move else 0, "traffic_kept": move.coverage if move else 1.0,
-        }  # fmt: skip
+        vocabularies[name] = _rows_of(name, had.get(name), target, move)
     return {
         "exact": transfer.exact, "inexact": transfer.inexact, "source": transfer.source, "sha256": plan_sha256(transfer),
         "elements": transfer.elements, "source_elements": transfer.source_elements, "coverage": transfer.coverage,
         "rules": as_plain(transfer.rules), "vocabularies": vocabularies, "parity": as_plain(parity), "fates": as_plain(transfer.fates),
     }  # fmt: skip
+
+
+def _rows_of(name: str, old: AnyVocabulary | None, target: Side, move: AxisMove | None) -> dict[str, Any]:
+    """Counts what becomes of a vocabulary's ids; of buckets, where production or the challenger hashes them."""
+    new = target.vocabularies[name]
+    size, hashing = new.rows - RESERVED_ROWS, {"hash": as_plain(new.hash)} if isinstance(new, HashedVocabulary) else {}
+    if move is not None:
+        copied = move.fill == "bucket"
+        kept, fresh = (size, 0) if copied else (move.kept - RESERVED_ROWS, move.new)
+        return {"kept": kept, "new": fresh, "dropped": move.dropped, "traffic_kept": move.coverage, **hashing}
+    if old is None:
+        return {"kept": 0, "new": size, "dropped": 0, "traffic_kept": 1.0, **hashing}
+    if target.match(old, name).stranger:
+        return {"kept": 0, "new": size, "dropped": len(old.count_V), "traffic_kept": 0.0, **hashing}
+    return {"kept": size, "new": 0, "dropped": 0, "traffic_kept": 1.0, **hashing}
 
 
 def renamed_inputs(inputs: InputSpec, known: Collection[str], rules: Mapping[str, str]) -> InputSpec:
@@ -189,7 +200,9 @@ def renamed_inputs(inputs: InputSpec, known: Collection[str], rules: Mapping[str
     )
 
 
-def renamed_vocabularies(vocabularies: Mapping[str, Vocabulary], known: Collection[str], rules: Mapping[str, str]) -> dict[str, Vocabulary]:
+def renamed_vocabularies(
+    vocabularies: Mapping[str, AnyVocabulary], known: Collection[str], rules: Mapping[str, str]
+) -> dict[str, AnyVocabulary]:
     """Returns production's vocabularies under the challenger's names."""
     renames = Renames(rules)
     return {renames(name, known): vocabulary for name, vocabulary in vocabularies.items()}

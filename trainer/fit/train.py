@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from trainer import __version__
 from trainer.checkpoint import Bundle, read_bundle, write_bundle
 from trainer.config import ModelConfig, RetrainConfig
 from trainer.data import Encoder, ShardStore, plan_batches
-from trainer.data.inputs import freeze_inputs, item_table, merge_vocabulary
+from trainer.data.inputs import freeze_inputs, hashed_vocabulary, item_table, merge_vocabulary
 from trainer.data.shards import ShardKey
 from trainer.days import DayPlan
-from trainer.errors import CheckpointError, DataError
+from trainer.errors import CheckpointError, ConfigError, DataError, nearest
 from trainer.fit.account import Account, reconcile
 from trainer.fit.begin import Probe, begin, merged, renamed_inputs, renamed_vocabularies
 from trainer.fit.cost import Spent
@@ -33,6 +33,7 @@ from trainer.fit.steps import StepLog
 from trainer.schema.bundle import TRANSFER, BundleManifest
 from trainer.schema.examples import ExamplesManifest, read_partition, read_tail, vocabulary_path
 from trainer.schema.files import write_text
+from trainer.schema.hashed import AnyVocabulary, HashedVocabulary
 from trainer.schema.hashing import sha256_json
 from trainer.schema.inputs import InputSpec
 from trainer.schema.plain import as_plain, from_plain
@@ -59,6 +60,7 @@ class TrainLog:
         annealed: Steps that the annealed copy made beside them.
         account: What became of every planned row, by day.
         spent: Operations, positions and seconds of the loop.
+        hashed: Hashed vocabulary -> how the new days' ids fill its buckets (`HashFunction.crowding`).
     """
 
     steps: int
@@ -73,6 +75,7 @@ class TrainLog:
     annealed: int = 0
     account: Account = field(default_factory=Account)
     spent: Spent = field(default_factory=Spent)
+    hashed: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,7 @@ def train(
         last_loss=last_loss(result.log),
         account=account,
         spent=result.spent,
+        hashed=crowding(root, vocabularies),
     )
     bundle = write_bundle(
         out,
@@ -284,10 +288,11 @@ def plan_only(config: RetrainConfig, root: Path, manifest: ExamplesManifest, day
 
 def freeze(
     config: RetrainConfig, root: Path, manifest: ExamplesManifest, days: DayPlan, production: Bundle | None, model: ModelConfig
-) -> tuple[InputSpec, dict[str, Vocabulary]]:
+) -> tuple[InputSpec, dict[str, AnyVocabulary]]:
     """Freezes the interface and the vocabularies of the challenger.
 
     Raises:
+        ConfigError: If a vocabulary is to be hashed that the ranker does not have.
         DataError: If the training days hold no row.
     """
 
@@ -310,11 +315,18 @@ def freeze(
     retire = config.warm_start.retire_after_days
     before = add_days(days.train[-1], -retire) if retire and production else None
     former = renamed_vocabularies(production.vocabularies, inputs.vocabularies, rename) if production else {}
-    vocabularies = {}
+    for name in model.hashed:
+        if name not in inputs.vocabularies:
+            raise ConfigError(
+                "the ranker has no such vocabulary", where="model.hashed", got=name, remedy=nearest(name, inputs.vocabularies)
+            )
+    vocabularies: dict[str, AnyVocabulary] = {}
     for name in inputs.vocabularies:
-        fresh = Vocabulary.read(vocabulary_path(root, name))
-        old = former.get(name)
-        vocabularies[name] = merge_vocabulary(old, fresh, before)
+        fresh, old, hashing = Vocabulary.read(vocabulary_path(root, name)), former.get(name), model.hash_of(name)
+        if hashing is not None:
+            vocabularies[name] = hashed_vocabulary(old, fresh, hashing)
+        else:  # the ids that production hashed are not known: those of the new days begin the list
+            vocabularies[name] = merge_vocabulary(old if isinstance(old, Vocabulary) else None, fresh, before)
     return inputs, vocabularies
 
 
@@ -349,7 +361,15 @@ def space_of(parent: BundleManifest | None, shape: RankerShape) -> str:
     return parent.space_id if parent is not None and same else ""
 
 
-def shape_of(model: ModelConfig, inputs: InputSpec, vocabularies: dict[str, Vocabulary], production: Bundle | None = None) -> RankerShape:
+def crowding(root: Path, vocabularies: Mapping[str, AnyVocabulary]) -> dict[str, dict[str, float]]:
+    """Tells how the ids of the new days fill the buckets of every hashed vocabulary."""
+    hashed = {name: vocabulary.hash for name, vocabulary in vocabularies.items() if isinstance(vocabulary, HashedVocabulary)}
+    return {name: hashing.crowding(Vocabulary.read(vocabulary_path(root, name))) for name, hashing in hashed.items()}
+
+
+def shape_of(
+    model: ModelConfig, inputs: InputSpec, vocabularies: Mapping[str, AnyVocabulary], production: Bundle | None = None
+) -> RankerShape:
     """Returns the ranker's shape for a configuration and its frozen inputs.
 
     A warm start keeps production's norms: at another width RMSNorm has the same function only if eps x dim stays.
@@ -373,11 +393,14 @@ def shape_of(model: ModelConfig, inputs: InputSpec, vocabularies: dict[str, Voca
 
 
 def items_of(
-    root: Path, manifest: ExamplesManifest, days: DayPlan, inputs: InputSpec, vocabularies: dict[str, Vocabulary], production: Bundle | None
-) -> pa.Table:
+    root: Path, manifest: ExamplesManifest, days: DayPlan, inputs: InputSpec, vocabularies: Mapping[str, AnyVocabulary],
+    production: Bundle | None,
+) -> pa.Table:  # fmt: skip
     """Lists the challenger's items with their features (`trainer.data.inputs.item_table`)."""
     tables = (partition(root, manifest, key)[0] for key in shard_keys(manifest, days.train))
-    return item_table(vocabularies[inputs.item_vocabulary], inputs.item_features, tables, production.items() if production else None)
+    ids = vocabularies[inputs.item_vocabulary]
+    assert isinstance(ids, Vocabulary)  # a configuration cannot hash the items
+    return item_table(ids, inputs.item_features, tables, production.items() if production else None)
 
 
 def action_weights(config: RetrainConfig, inputs: InputSpec) -> dict[str, float]:

@@ -125,6 +125,9 @@ def read_source(config: ImportConfig) -> Source:
         names = read_names(Path(config.names or ""))
         vocabulary, probe, file = Path(config.vocabulary or ""), Path(config.probe or ""), checkpoint
         tensors = read_state(file, _root(config, names), names.ignores)
+    if names.model.hashed:
+        raise ConfigError("the rows of an imported checkpoint are listed by id", where="names: model.hashed", got=names.model.hashed,
+                          remedy="drop it; a run that starts from the import may hash them (warm_start.approximate=true)")  # fmt: skip
     inputs = inputs_of(names)
     files = {inputs.item_vocabulary: vocabulary}
     for name in inputs.vocabularies[1:]:

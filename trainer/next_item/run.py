@@ -81,6 +81,10 @@ def _spec(config: RetrainConfig) -> NextItemConfig:
         raise ConfigError("the next-item objective needs a file of sequences", where="next_item", remedy="add experiment=ml1m")
     if config.fit.device == "ddp":
         raise ConfigError("the next-item objective trains on one device", where="fit.device", got="ddp", expected="auto, cpu or gpu")
+    if config.model.hashed:
+        raise ConfigError(
+            "the next-item objective reads items alone, and those are listed by id", where="model.hashed", got=config.model.hashed
+        )
     for name, neutral in _WITHOUT_EFFECT.items():
         if (value := getattr(config.warm_start, name)) != neutral:
             raise ConfigError(

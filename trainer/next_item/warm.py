@@ -49,7 +49,7 @@ def vocabulary_of(sequences: Sequences) -> Vocabulary:
 
 def with_catalogue(sequences: Sequences, production: Bundle) -> Sequences:
     """Adds production's items to the catalogue: a log in which an item does not occur does not retire it."""
-    known = production.vocabularies[production.manifest.inputs.item_vocabulary]
+    known = production.item_ids
     merged = merge_vocabulary(known, vocabulary_of(sequences))
     place_V = np.asarray(pc.index_in(sequences.item_ids, value_set=merged.keys), np.int64)
     return replace(sequences, item_ids=merged.keys, item_E=place_V[sequences.item_E])
@@ -99,6 +99,6 @@ def _probe(sequences: Sequences, max_history: int) -> Batch:
 
 def _in_rows_of(production: Bundle, vocabulary: Vocabulary, batch: Batch) -> Batch:
     """The same batch in production's rows; ids that it does not know are its OOV row."""
-    known = production.vocabularies[production.manifest.inputs.item_vocabulary]
+    known = production.item_ids
     old_row = torch.from_numpy(np.concatenate([np.arange(RESERVED_ROWS), known.lookup(vocabulary.keys)]))
     return replace(batch, token_item_T=old_row[batch.token_item_T], target_item_N=old_row[batch.target_item_N])

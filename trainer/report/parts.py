@@ -107,12 +107,19 @@ def transfer(run: Artefacts) -> TransferPart | None:
             for name in names if finite(elements.get(name))
         ],
         vocabularies=[
-            (name, count(rows.get("kept")), count(rows.get("new")), count(rows.get("dropped")), percent(rows.get("traffic_kept")))
+            (
+                _vocabulary(name, rows), count(rows.get("kept")), count(rows.get("new")), count(rows.get("dropped")),
+                percent(rows.get("traffic_kept")),
+            )
             for name, rows in (report.get("vocabularies") or {}).items()
         ],
         tensors=[_tensor(fate) for fate in fates[:MOST_TENSORS]],
         left_out=max(0, len(fates) - MOST_TENSORS),
     )  # fmt: skip
+
+
+def _vocabulary(name: str, rows: Mapping[str, Any]) -> str:
+    return f"{name} (hashed, {count(rows['hash'].get('rows'))} rows)" if rows.get("hash") else name
 
 
 def parity_sentence(report: Mapping[str, Any]) -> str:

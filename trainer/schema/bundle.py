@@ -5,7 +5,7 @@ bundle/manifest.json            `BundleManifest`; holds a hash of every other fi
 bundle/trunk.safetensors        weights at the constant learning rate: parent of the next warm start
 bundle/serving.safetensors      weights that are served (averaged)
 bundle/optimizer.safetensors    `<parameter>/exp_avg`, `<parameter>/exp_avg_sq`, `<parameter>/step`, by parameter name
-bundle/vocab/<name>.parquet     `trainer.schema.vocabulary`
+bundle/vocab/<name>.parquet     `trainer.schema.vocabulary`, or `trainer.schema.hashed` where the manifest records a hash
 bundle/items.parquet            every item of the vocabulary with its features: what item vectors are made of
 bundle/transfer.json            how it was warm-started, if it was
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.schema.hashed import HashFunction
 from trainer.schema.inputs import InputSpec
 
 BUNDLE_VERSION = 1
@@ -48,6 +49,7 @@ class BundleManifest:
         parent: Hash of the parent's manifest, if warm-started.
         space_id: Space of the exported vectors.
         steps: Optimizer steps since the first ancestor.
+        hashes: Vocabulary -> the hash by which its ids find their rows; the others list their ids.
         files: File -> sha256.
         seed: Seed of the run.
     """
@@ -67,6 +69,7 @@ class BundleManifest:
     parent: str | None = None
     space_id: str = ""
     steps: int = 0
+    hashes: dict[str, HashFunction] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     seed: int = 0
 

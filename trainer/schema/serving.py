@@ -10,11 +10,12 @@ A graph scores padded requests (`models.dense`). Its scores are the ranker's own
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.errors import CheckpointError
 from trainer.schema.files import write_text
+from trainer.schema.hashed import HashFunction
 from trainer.schema.hashing import sha256_file
 from trainer.schema.plain import as_plain, from_plain
 
@@ -59,6 +60,7 @@ class ServingManifest:
         files: Format -> sha256 of its file.
         bytes: Format -> size of its file.
         opset: ONNX operator set.
+        hashes: Vocabulary -> the hash by which its ids find their rows (`HashFunction` says how); the others list their ids.
     """
 
     version: int = SERVING_VERSION
@@ -70,6 +72,7 @@ class ServingManifest:
     files: dict[str, str]
     bytes: dict[str, int]
     opset: int
+    hashes: dict[str, HashFunction] = field(default_factory=dict)
 
 
 def write_serving_manifest(folder: Path, manifest: ServingManifest) -> None:

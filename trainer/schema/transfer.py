@@ -28,7 +28,7 @@ class Rules:
     Attributes:
         new_ids: Rows of ids that production did not know: ``oov`` (what production did with them), ``neighbours`` (the mean of
             known items that share their features, weighted by traffic; OOV where there are none), ``mean`` or ``zero``.
-        new_ids_by: Vocabulary of the challenger -> the same choice for its ids alone.
+        new_ids_by: Vocabulary of the challenger -> the same choice for its ids alone; a hashed one has no new ids.
         noise: Noise on the rows of new ids, as a share (0 to 1) of the trained rows' standard deviation.
         rename: Glob in production -> name in the challenger, for tensors (``items.*``), and for the keys of heads, features and
             vocabularies (``click`` -> ``click@feed``). A rule that renames nothing is refused.
@@ -93,7 +93,8 @@ class AxisMove:
         dropped: Entries that only the source has.
         coverage: Share of the source's traffic that kept entries carry (1 where the axis has no traffic).
         fill: What new entries hold: ``init`` (the target's own initialisation), ``zero``, ``part`` (some of each), one of
-            `NEW_IDS`, or ``copy`` (LayerNorm: every entry comes back a whole number of times).
+            `NEW_IDS`, ``bucket`` (the row of the hash bucket that they were in) or ``copy`` (LayerNorm: every entry comes back a whole
+            number of times).
         scale: Factor on kept entries: sqrt(old width / new width) for the gain of a widened RMSNorm.
     """
 

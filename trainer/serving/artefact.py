@@ -6,7 +6,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from models.dense import DenseRanker, dense_inputs
 from models.ranker import Ranker, RankerShape
 from trainer.errors import ConfigError, ExportError
+from trainer.schema.hashed import HashFunction
 from trainer.schema.hashing import sha256_file
 from trainer.schema.serving import (
     FILES,
@@ -63,7 +64,15 @@ def check_installed(formats: Sequence[str]) -> None:
         )  # fmt: skip
 
 
-def write_artefact(ranker: Ranker, folder: Path, formats: Sequence[str], *, producer: str, max_history: int) -> ServingManifest:
+def write_artefact(
+    ranker: Ranker,
+    folder: Path,
+    formats: Sequence[str],
+    *,
+    producer: str,
+    max_history: int,
+    hashes: Mapping[str, HashFunction] | None = None,
+) -> ServingManifest:
     """Writes the artefact of a ranker; the manifest comes last.
 
     Args:
@@ -72,6 +81,7 @@ def write_artefact(ranker: Ranker, folder: Path, formats: Sequence[str], *, prod
         formats: Of `trainer.schema.serving.FORMATS`.
         producer: Hash of its bundle.
         max_history: L, tokens before the day.
+        hashes: Vocabulary -> the hash that its bundle records; who feeds the graph finds rows by it.
 
     Raises:
         ConfigError: If ONNX is asked for and not installed.
@@ -98,6 +108,7 @@ def write_artefact(ranker: Ranker, folder: Path, formats: Sequence[str], *, prod
         files={name: sha256_file(path) for name, path in paths.items()},
         bytes={name: path.stat().st_size for name, path in paths.items()},
         opset=OPSET,
+        hashes=dict(hashes or {}),
     )  # fmt: skip
     write_serving_manifest(folder, manifest)
     return manifest

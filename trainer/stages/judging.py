@@ -122,13 +122,13 @@ def _frequencies(job: Job, challenger: Bundle) -> dict[str, Callable[[pa.Array],
         return np.concatenate([np.zeros(RESERVED_ROWS, np.int64), vocabulary.count_V])[vocabulary.lookup(ids)]
 
     users = Vocabulary.read(vocabulary_path(Path(job.config.rebuild.root), "user"))
-    items = challenger.vocabularies[challenger.manifest.inputs.item_vocabulary]
+    items = challenger.item_ids
     return {"user": partial(rows, users), "item": partial(rows, items)}
 
 
 def _known_ids(root: Path, job: Job, challenger: Bundle) -> dict[str, pa.Array]:
     """Ids that some training day of the challenger (or of its ancestors) had: the others are new items and new users."""
-    items = challenger.vocabularies[challenger.manifest.inputs.item_vocabulary].keys
+    items = challenger.item_ids.keys
     users = Vocabulary.read(vocabulary_path(root, "user")).keys
     return {"item": items, "user": users}
 

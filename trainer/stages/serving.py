@@ -72,9 +72,11 @@ def of_absorbed(job: Job, name: str) -> None:
 def _write(job: Job, bundle: Bundle, folder: Path) -> None:
     from trainer.serving import write_artefact
 
+    manifest = bundle.manifest
     write_artefact(
-        build_ranker(bundle), folder, job.config.serving.format, producer=bundle.sha256, max_history=bundle.manifest.inputs.max_history
-    )
+        build_ranker(bundle), folder, job.config.serving.format, producer=bundle.sha256, max_history=manifest.inputs.max_history,
+        hashes=manifest.hashes,
+    )  # fmt: skip
 
 
 def _live(job: Job) -> Live | None:
@@ -89,5 +91,6 @@ def _live(job: Job) -> Live | None:
     if release is not None and (release / FOLDER).is_dir() and set(formats) <= set(read_serving_manifest(release / FOLDER).files):
         return Live(release / FOLDER, ranker)
     folder = job.run.path / _LIVE
-    write_artefact(ranker, folder, formats, producer=job.production.sha256, max_history=job.production.manifest.inputs.max_history)
+    live = job.production
+    write_artefact(ranker, folder, formats, producer=live.sha256, max_history=live.manifest.inputs.max_history, hashes=live.manifest.hashes)
     return Live(folder, ranker)

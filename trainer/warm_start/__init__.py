@@ -19,6 +19,7 @@ production. `stream` does what `apply` and `carry_moments` do for tables that do
 | `places.py` | one dimension: where entries come from, what new ones hold; the rules of exact growth |
 | `plan.py` | fates, coverage, refusals |
 | `apply.py`, `rows.py` | weights; rows of new ids |
+| `buckets.py` | rows by id and by hash: where they come from |
 | `moments.py` | optimizer state |
 | `stream.py` | the same, shard by shard |
 | `verify.py`, `measure.py` | parity on probe rows; what removed features and new ids cost |

@@ -166,7 +166,8 @@ def moved(
     for first in range(0, len(kept), BLOCK_ROWS):
         rows = kept[first : first + BLOCK_ROWS]
         factor = None if factors[0] is None else factors[0][start:stop][rows]
-        _write(out, rows, read(index[rows]), places[1:], [factor, *factors[1:]])
+        values = read(index[rows]) if places[0].pool is None else places[0].pool.take(read, start + rows)
+        _write(out, rows, values, places[1:], [factor, *factors[1:]])
     if added is not None and (index < 0).any():
         earlier = int((places[0].index[:start] < 0).sum())
         rows = np.flatnonzero(index < 0)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from trainer.errors import CheckpointError
+from trainer.schema.hashed import AnyVocabulary
 from trainer.schema.transfer import TransferPlan
-from trainer.schema.vocabulary import RESERVED_ROWS, Vocabulary
+from trainer.schema.vocabulary import RESERVED_ROWS
 from trainer.warm_start.apply import InMemory, moved
 from trainer.warm_start.places import Pair, Place
 from trainer.warm_start.plan import pair
@@ -30,6 +31,7 @@ from trainer.warm_start.side import Side
 _RATED_IDS = 1 << 20  # ids whose dates are read at once
 # State -> the power of the gradient it holds; 0 for counts of steps.
 STATES = {"exp_avg": 1, "exp_avg_sq": 2, "sum": 2, "last": 0, "step": 0}
+_TOGETHER = {1: "mean", 2: "sum", 0: "last"}  # how states of rows that become one do (`trainer.warm_start.buckets`)
 
 
 def carry_moments(
@@ -166,7 +168,8 @@ def state_blocks(both: Pair, state: str, places: list[Place], read: Read, dtype:
         The rows, in order.
     """
     begin = begin_state(both, state, places, read)
-    free = [replace(place, zero=np.broadcast_to(False, len(place.index))) for place in places]
+    how = _TOGETHER[STATES[state]]
+    free = [replace(place, zero=np.broadcast_to(False, len(place.index))).together(how) for place in places]
     factors = [None if place.gradient is None else place.gradient ** STATES[state] for place in places]
     added = None if begin.rows is None else begin.new
     shape = [len(place.index) for place in places]
@@ -175,9 +178,9 @@ def state_blocks(both: Pair, state: str, places: list[Place], read: Read, dtype:
         yield moved(free, read, torch.full([stop - start, *shape[1:]], begin.level, dtype=dtype), start, stop, factors, added)
 
 
-def _octave(vocabulary: Vocabulary) -> np.ndarray:
-    """Returns int8 [ids]: floor of log2 of each id's events a day, between its first and its last day."""
-    octave = np.empty(len(vocabulary.keys), np.int8)
+def _octave(vocabulary: AnyVocabulary) -> np.ndarray:
+    """Returns int8 [ids, or buckets]: floor of log2 of each one's events a day, between its first and its last day."""
+    octave = np.empty(len(vocabulary.count_V), np.int8)
     for start in range(0, len(octave), _RATED_IDS):
         part = slice(start, start + _RATED_IDS)
         days = pc.add(_days_between(vocabulary.first_seen[part], vocabulary.last_seen[part]), 1)

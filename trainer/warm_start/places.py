@@ -12,13 +12,14 @@ times, and what consumes them takes unequal shares that add up to one (Wang et a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trainer.errors import CheckpointError
 from trainer.schema.transfer import AxisMove
 from trainer.schema.vocabulary import RESERVED_ROWS
+from trainer.warm_start.buckets import Match, Pool
 from trainer.warm_start.names import Renames
 from trainer.warm_start.side import Side
 
@@ -42,6 +43,7 @@ class Place:
         gradient: float64 [entries of the target], factor on what training will send back; None for 1.
         fill: Name of the fill of new entries.
         coverage: Share of the source's traffic that kept entries carry.
+        pool: Entries of the source that become one; `index` then has the one with the largest share. None: one becomes one.
     """
 
     index: np.ndarray
@@ -51,6 +53,7 @@ class Place:
     gradient: np.ndarray | None = None
     fill: str = "init"
     coverage: float = 1.0
+    pool: Pool | None = None
 
     @property
     def moves(self) -> bool:
@@ -63,12 +66,18 @@ class Place:
     def move(self, axis: str) -> AxisMove:
         """Describes the dimension for the report."""
         kept = int(self.arrived().sum())
-        new = len(self.index) - kept
+        new = len(self.index) - kept if self.pool is None else int((self.index < 0).sum())
         scale = float(self.weight[0]) if self.weight is not None and self.fill != "copy" else 1.0
         return AxisMove(axis=axis, kept=kept, new=new, dropped=self.size - kept, coverage=self.coverage, fill=self.fill, scale=scale)
 
+    def together(self, how: str) -> Place:
+        """The same where several entries become one in another way (`trainer.warm_start.buckets.Pool.how`)."""
+        return self if self.pool is None else replace(self, pool=replace(self.pool, how=how))
+
     def arrived(self) -> np.ndarray:
         """Returns bool [entries of the source]: which of them the target has."""
+        if self.pool is not None:
+            return np.ones(self.size, bool)  # each becomes part of some entry
         mask = np.zeros(self.size + 1, bool)
         for _, part in _parts(self.index):
             mask[part] = True  # the -1 of new entries marks the one behind the last
@@ -167,10 +176,18 @@ class Pair:
         weight, gradient = (share, None) if splits else (None, share)
         return Place(index, np.zeros(after, bool), before, weight, gradient, "copy")
 
+    @property
+    def match(self) -> Match | None:
+        """Where the rows of a table come from; None for any other tensor."""
+        axis, old_axis = next(iter(self.axes), ""), next(iter(self.source.axes[self.old]), "")
+        if not (axis.startswith("vocab:") and old_axis.startswith("vocab:")):
+            return None
+        return self.target.match(self.source.vocabularies[old_axis[6:]], axis[6:])
+
     def _keyed(self, axis: str, old_axis: str, before: int, after: int) -> Place:
-        index, traffic = self._by_key(axis, old_axis)
-        table = axis.startswith("vocab:")
-        reserved = RESERVED_ROWS if table else 0
+        table = self.match if axis.startswith("vocab:") else None
+        index, traffic = self._by_key(axis) if table is None else (table.index, self.source.vocabularies[old_axis[6:]].count_V)
+        reserved = 0 if table is None else RESERVED_ROWS
         if len(index) != after or reserved + len(traffic) != before:
             raise CheckpointError(
                 "a tensor does not fit its keys",
@@ -178,19 +195,18 @@ class Pair:
                 got=f"{before} entries in production, {after} in the challenger",
                 expected=f"{reserved + len(traffic)} and {len(index)} entries of {axis}",
             )
-        kept = Place(index, index, before).arrived()
+        pool = None if table is None else table.pool
+        kept = Place(index, index, before, pool=pool).arrived()
         total = traffic.sum(dtype=np.float64)
         arrived = traffic.sum(dtype=np.float64, where=kept[reserved:])
         coverage = float(arrived / total) if total > 0 else float(kept.mean()) if before else 1.0
-        fill = self.new_ids if table else "init" if axis == "output" and self.new.endswith(".bias") else "zero"
+        start = None if table is None else table.fill or self.new_ids
+        fill = start if start is not None else "init" if axis == "output" and self.new.endswith(".bias") else "zero"
         zero = index < 0 if fill == "zero" else np.broadcast_to(False, len(index))
-        return Place(index, zero, before, fill=fill, coverage=coverage)
+        return Place(index, zero, before, fill=fill, coverage=coverage, pool=pool)
 
-    def _by_key(self, axis: str, old_axis: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns integers [target entries]: source entry of the same key, -1 for new keys; and the traffic of the source's keys."""
-        if axis.startswith("vocab:"):
-            old = self.source.vocabularies[old_axis[6:]]
-            return self.target.rows_in(old, axis[6:]), old.count_V
+    def _by_key(self, axis: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns integers [target entries]: source entry of the same key, -1 for new keys; and one for each of the source's keys."""
         known = list(self.target.keys[axis])
         renamed = [self.renames(key, known) for key in self.source.keys[axis]]
         place = {key: number for number, key in enumerate(renamed)}
@@ -201,7 +217,9 @@ class Pair:
         return np.array([place.get(key, -1) for key in known], np.int64), np.ones(len(renamed))
 
     def refusal(self) -> str | None:
-        """Returns why the widths of this tensor cannot move and keep the function, or None."""
+        """Returns why the widths or rows of this tensor cannot move and keep the function, or None."""
+        if self.match is not None and self.match.refusal:
+            return self.match.refusal
         for dimension, axis in enumerate(self.axes):
             if is_keyed(axis):
                 continue

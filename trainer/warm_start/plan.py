@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from trainer.errors import CheckpointError, ConfigError, nearest
+from trainer.schema.hashed import HashedVocabulary
 from trainer.schema.transfer import FAMILIES, Rules, TensorFate, TransferPlan
 from trainer.warm_start.names import Origins, Renames, layer_of, origins
 from trainer.warm_start.places import KEYED, STREAMS, Pair, Place, is_keyed
@@ -69,6 +70,8 @@ def _check_starts(source: Side, target: Side, rules: Rules) -> None:
             raise ConfigError(
                 "the challenger has no such vocabulary", where="warm_start.new_ids_by", got=name, remedy=nearest(name, target.vocabularies)
             )
+        if isinstance(target.vocabularies[name], HashedVocabulary):
+            raise ConfigError("a hashed vocabulary has no new ids", where="warm_start.new_ids_by", got=name, remedy="leave it out")
         if start == "neighbours" and name != items:
             raise ConfigError(
                 "only items have features by which new ids find neighbours", where=f"warm_start.new_ids_by.{name}", got=start,
@@ -93,7 +96,9 @@ def pair(fate: TensorFate, source: Side, target: Side, rules: Rules) -> Pair:
 
 
 def _start(name: str, target: Side, rules: Rules) -> str:
-    return rules.start_of(next(iter(target.axes[name]), ""))
+    axis = next(iter(target.axes[name]), "")
+    hashed = isinstance(target.vocabularies.get(axis.removeprefix("vocab:")), HashedVocabulary)
+    return "oov" if hashed else rules.start_of(axis)  # what production did with the ids of an empty bucket: it knew none of them
 
 
 def refused(transfer: TransferPlan) -> None:
@@ -148,9 +153,9 @@ def _fate(name: str, source: Side, target: Side, found: Origins, renames: Rename
     why = _mismatch(both, found) or both.refusal()
     if why and not rules.approximate:
         return replace(blank, source=origin, fate="refused", reason=why)
-    if not _same_axes(both):
+    if not _same_axes(both) or (both.match is not None and both.match.stranger):
         return replace(blank, reason=f"fresh: {why}")
-    return _carried(blank, both, stacked, why or "")
+    return _carried(blank, both, stacked, why or (both.match.reason if both.match is not None else ""))
 
 
 def _carried(blank: TensorFate, both: Pair, stacked: bool, reason: str) -> TensorFate:
@@ -163,6 +168,8 @@ def _carried(blank: TensorFate, both: Pair, stacked: bool, reason: str) -> Tenso
         fate = "shrunk"
     elif any(not is_keyed(move.axis) for move in moves):
         fate = "grown"
+    elif any(place.pool is not None for place in places):
+        fate = "merged"
     elif moves:
         fate = "row-remapped"
     else:
@@ -295,10 +302,11 @@ def _inexact(fates: Sequence[TensorFate], source: Side, target: Side, rules: Rul
             yield f"{fate.target}: {fate.reason}"
         for move in fate.moves:
             if move.dropped and move.axis.startswith("vocab:"):
-                yield f"{move.dropped} ids of {move.axis[6:]} lose their row; the others have {move.coverage:.1%} of its traffic"
+                rows = "buckets" if isinstance(source.vocabularies.get(move.axis[6:]), HashedVocabulary) else "ids"
+                yield f"{move.dropped} {rows} of {move.axis[6:]} lose their row; the others have {move.coverage:.1%} of its traffic"
             elif move.dropped and move.axis in KEYED and move.axis != "output":
                 yield f"{move.dropped} of {move.axis} removed"
-            if move.new and move.axis.startswith("vocab:") and (move.fill != "oov" or rules.noise > 0):
+            if move.new and move.axis.startswith("vocab:") and move.fill != "bucket" and (move.fill != "oov" or rules.noise > 0):
                 yield f"new ids of {move.axis[6:]} start as {move.fill}{' with noise' * (rules.noise > 0)}, production served them as OOV"
     if (rules.shrink, rules.perturb) != (1.0, 0.0):
         yield f"matrices are {rules.shrink:g} x production + {rules.perturb:g} x fresh"

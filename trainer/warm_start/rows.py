@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from trainer.schema.vocabulary import OOV_ROW, RESERVED_ROWS, Vocabulary
+from trainer.schema.hashed import AnyVocabulary
+from trainer.schema.vocabulary import OOV_ROW, RESERVED_ROWS
 from trainer.warm_start.places import Pair
 
 BLOCK_ROWS = 1 << 13
@@ -120,7 +121,7 @@ def _same_value(old: pa.ChunkedArray, new: pa.ChunkedArray, rows: np.ndarray) ->
     return group_R, codes[1][rows - RESERVED_ROWS]
 
 
-def mean_row(read: Read, vocabulary: Vocabulary) -> Tensor:
+def mean_row(read: Read, vocabulary: AnyVocabulary) -> Tensor:
     """Returns float64 [width]: a table's mean row, weighted by traffic: what stands for a feature that was removed."""
     traffic = vocabulary.count_V.astype(np.float64)
     if not len(traffic):

@@ -86,7 +86,7 @@ def _what(fate: dict[str, Any]) -> str:
     return "; ".join([*parts, *([fate["reason"]] if fate["reason"] else [])])
 
 
-_FILLS = {"init": "fresh", "part": "fresh or zero", "oov": "from OOV", "copy": "repeated"}
+_FILLS = {"init": "fresh", "part": "fresh or zero", "oov": "from OOV", "copy": "repeated", "bucket": "from their bucket"}
 
 
 def _totals(report: dict[str, Any]) -> Table:
@@ -121,6 +121,7 @@ def _rows(report: dict[str, Any]) -> Table:
     for name in ("vocabulary", "kept", "new", "dropped", "traffic kept"):
         table.add_column(name, justify="left" if name == "vocabulary" else "right")
     for name, rows in report["vocabularies"].items():
+        name += f" (hashed, {rows['hash']['rows']:,} rows)" if rows.get("hash") else ""
         table.add_row(name, f"{rows['kept']:,}", f"{rows['new']:,}", f"{rows['dropped']:,}", f"{rows['traffic_kept']:.2%}")
     return table
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from trainer.schema.vocabulary import OOV_ROW, RESERVED_ROWS, Vocabulary
+from trainer.schema.hashed import AnyVocabulary
+from trainer.warm_start.buckets import Match, match
 
 # Options of a shape that change the function without changing any tensor's shape: both sides must agree on them.
 _OPTIONS = ("norm", "final_norm_eps", "activation", "rotary", "padding")
@@ -24,7 +24,7 @@ class Side:
         axes: Tensor -> meaning of each dimension (`models.ranker.Ranker.axes`).
         dtypes: Tensor -> type as stored, such as ``float32`` or ``bfloat16``.
         keys: Keyed axis without a vocabulary (``numeric``, ``output``, ``history_action``) -> its keys in order.
-        vocabularies: Vocabulary name -> ids and traffic.
+        vocabularies: Vocabulary name -> ids (or their hash) and traffic.
         architecture: Name of the architecture; blocks of different ones share names but no meaning.
         heads: Attention heads.
         dim: Width of the residual stream.
@@ -33,14 +33,14 @@ class Side:
         normed_layers: First blocks that hand on the normalised stream: none of those can be the identity.
         sha256: Hash of the bundle, empty for a ranker that is not a bundle yet.
         items: Item vocabulary, and the table of its items' features in vocabulary order; None where nobody needs it.
-        matched: Vocabulary -> the other side's, and what `rows_in` found in it.
+        matched: Vocabulary -> the other side's, and where rows come from in it.
     """
 
     shapes: Mapping[str, Sequence[int]]
     axes: Mapping[str, Sequence[str]]
     dtypes: Mapping[str, str]
     keys: Mapping[str, Sequence[str]]
-    vocabularies: Mapping[str, Vocabulary]
+    vocabularies: Mapping[str, AnyVocabulary]
     architecture: str
     heads: int
     dim: int
@@ -49,13 +49,13 @@ class Side:
     normed_layers: int = 0
     sha256: str = ""
     items: tuple[str, pa.Table] | None = None
-    matched: dict[str, tuple[Vocabulary, np.ndarray]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    matched: dict[str, tuple[AnyVocabulary, Match]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(
         cls,
         ranker: Any,
-        vocabularies: Mapping[str, Vocabulary],
+        vocabularies: Mapping[str, AnyVocabulary],
         sha256: str = "",
         *,
         stored: Mapping[str, Any] | None = None,
@@ -65,7 +65,7 @@ class Side:
 
         Args:
             ranker: A `models.ranker.Ranker`.
-            vocabularies: Ids of its tables.
+            vocabularies: Ids of its tables, or their hashes.
             sha256: Hash of its bundle.
             stored: Its tensors as stored, where their types may differ from the ranker's.
             items: Its items' features, in vocabulary order (``bundle/items.parquet``).
@@ -87,18 +87,13 @@ class Side:
             items=None if items is None else (shape.item_vocabulary, items),
         )
 
-    def rows_in(self, old: Vocabulary, name: str) -> np.ndarray:
-        """Returns int32 [rows]: the row of each id of a vocabulary in production's, -1 for new ids; reserved rows keep their place.
+    def match(self, old: AnyVocabulary, name: str) -> Match:
+        """Returns where the rows of a vocabulary come from in production's (`trainer.warm_start.buckets`).
 
         Matching millions of ids takes seconds, and weights and every moment ask for the same: it is done once, and kept.
         """
         if name not in self.matched or self.matched[name][0] is not old:
-            found = old.lookup(self.vocabularies[name].keys, np.int32)
-            found[found == OOV_ROW] = -1
-            rows = np.concatenate([np.arange(RESERVED_ROWS, dtype=np.int32), found])
-            pa.default_memory_pool().release_unused()  # the tables of ids: several times what is kept
-            rows.flags.writeable = False
-            self.matched[name] = (old, rows)
+            self.matched[name] = (old, match(old, self.vocabularies[name]))
         return self.matched[name][1]
 
     def layer_normed(self, axis: str) -> bool:

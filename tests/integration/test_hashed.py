@@ -16,7 +16,8 @@ from trainer.errors import CheckpointError, ConfigError
 from trainer.pipeline import retrain, train
 from trainer.release import Registry
 from trainer.schema.examples import FEATURE, read_manifest, read_partition, vocabulary_path
-from trainer.schema.hashed import HashedVocabulary, HashFunction
+from trainer.schema.hash_function import HashFunction
+from trainer.schema.hashed import HashedVocabulary, crowding
 from trainer.schema.predictions import CHALLENGER
 from trainer.schema.vocabulary import Vocabulary
 from trainer.stages.scoring import score
@@ -65,7 +66,7 @@ def test_the_summary_tells_how_crowded_the_buckets_are(nights):
     folder, *_ = nights
     told = json.loads((folder / "second" / "summary.json").read_text())["data"]["hashed"]
     users = Vocabulary.read(vocabulary_path(folder / "examples", "user"))
-    assert set(told) == {"user", "author"} and told["user"] == HashFunction(rows=48, seed=11).crowding(users)
+    assert set(told) == {"user", "author"} and told["user"] == crowding(HashFunction(rows=48, seed=11), users)
     assert told["user"]["ids"] > told["user"]["used"] and 0 < told["user"]["shared"] <= 1
     assert "author (hashed, 8 rows)" in (folder / "second" / "report.html").read_text()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from trainer.errors import ConfigError
-from trainer.schema.hashed import MOST_ROWS, MOST_SEED, HashFunction
+from trainer.schema.hash_function import MOST_ROWS, MOST_SEED, HashFunction
 from trainer.schema.transfer import COVERAGE, Rules
 from trainer.schema.validate import choice, positive
 
@@ -219,7 +219,7 @@ class WarmStartConfig:
         dry_run: Print the transfer plan and stop.
         new_ids: Initial rows of ids that production did not know: ``oov`` (what production did with them), ``neighbours`` (mean of
             known items with the same features, by traffic), ``mean`` or ``zero``.
-        new_ids_by: Vocabulary -> the same choice for its ids alone (``{author: mean}``).
+        new_ids_by: Vocabulary -> the same choice for its ids alone (``{author: mean}``); a hashed one has no new ids.
         new_id_noise: Standard deviation of noise on new rows, as a share (0 to 1) of the trained rows' deviation.
         rename: Glob in production -> name in the challenger, for tensors and for the keys of heads, features and vocabularies
             (``click: click@feed``). A rule that renames nothing is refused.
@@ -234,7 +234,7 @@ class WarmStartConfig:
         optimizer: ``carry`` (moments by name and row) or ``reset``.
         new_rows: Moments of new ids' rows: ``as_met`` (those of rows met as often: they move no further than these) or ``none``
             (only with ``optimizer.tables=rowwise_adagrad``: they learn at the rate of a first encounter).
-        retire_after_days: Ids not seen for so long lose their row; 0 keeps all.
+        retire_after_days: Ids not seen for so long lose their row; 0 keeps all. Rows of hashed vocabularies are nobody's alone and stay.
         approximate: Whether what cannot keep production's outputs is allowed (another architecture, narrower or fewer layers, the
             options above); the difference is measured and reported instead.
         replay_share: Share of training targets drawn again from days production has already trained on.

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from trainer.data.encode import fit_numeric
 from trainer.errors import CheckpointError, ConfigError
 from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest
-from trainer.schema.hashed import AnyVocabulary, HashedVocabulary, HashFunction
+from trainer.schema.hash_function import HashFunction
+from trainer.schema.hashed import AnyVocabulary, HashedVocabulary
 from trainer.schema.inputs import Action, InputSpec
 from trainer.schema.logs import LogSpec
 from trainer.schema.vocabulary import Vocabulary

@@ -33,7 +33,7 @@ from trainer.fit.steps import StepLog
 from trainer.schema.bundle import TRANSFER, BundleManifest
 from trainer.schema.examples import ExamplesManifest, read_partition, read_tail, vocabulary_path
 from trainer.schema.files import write_text
-from trainer.schema.hashed import AnyVocabulary, HashedVocabulary
+from trainer.schema.hashed import AnyVocabulary, HashedVocabulary, crowding
 from trainer.schema.hashing import sha256_json
 from trainer.schema.inputs import InputSpec
 from trainer.schema.plain import as_plain, from_plain
@@ -60,7 +60,7 @@ class TrainLog:
         annealed: Steps that the annealed copy made beside them.
         account: What became of every planned row, by day.
         spent: Operations, positions and seconds of the loop.
-        hashed: Hashed vocabulary -> how the new days' ids fill its buckets (`HashFunction.crowding`).
+        hashed: Hashed vocabulary -> how the new days' ids fill its buckets (`trainer.schema.hashed.crowding`).
     """
 
     steps: int
@@ -203,7 +203,7 @@ def train(
         last_loss=last_loss(result.log),
         account=account,
         spent=result.spent,
-        hashed=crowding(root, vocabularies),
+        hashed=crowded(root, vocabularies),
     )
     bundle = write_bundle(
         out,
@@ -361,10 +361,10 @@ def space_of(parent: BundleManifest | None, shape: RankerShape) -> str:
     return parent.space_id if parent is not None and same else ""
 
 
-def crowding(root: Path, vocabularies: Mapping[str, AnyVocabulary]) -> dict[str, dict[str, float]]:
+def crowded(root: Path, vocabularies: Mapping[str, AnyVocabulary]) -> dict[str, dict[str, float]]:
     """Tells how the ids of the new days fill the buckets of every hashed vocabulary."""
     hashed = {name: vocabulary.hash for name, vocabulary in vocabularies.items() if isinstance(vocabulary, HashedVocabulary)}
-    return {name: hashing.crowding(Vocabulary.read(vocabulary_path(root, name))) for name, hashing in hashed.items()}
+    return {name: crowding(hashing, Vocabulary.read(vocabulary_path(root, name))) for name, hashing in hashed.items()}
 
 
 def shape_of(

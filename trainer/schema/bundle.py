@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.schema.hashed import HashFunction
+from trainer.schema.hash_function import HashFunction
 from trainer.schema.inputs import InputSpec
 
 BUNDLE_VERSION = 1

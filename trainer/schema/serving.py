@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trainer.errors import CheckpointError
 from trainer.schema.files import write_text
-from trainer.schema.hashed import HashFunction
+from trainer.schema.hash_function import HashFunction
 from trainer.schema.hashing import sha256_file
 from trainer.schema.plain import as_plain, from_plain
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from models.dense import DenseRanker, dense_inputs
 from models.ranker import Ranker, RankerShape
 from trainer.errors import ConfigError, ExportError
-from trainer.schema.hashed import HashFunction
+from trainer.schema.hash_function import HashFunction
 from trainer.schema.hashing import sha256_file
 from trainer.schema.serving import (
     FILES,

@@ -8,7 +8,8 @@ import pytest
 
 from trainer.config import ModelConfig
 from trainer.errors import CheckpointError, ConfigError
-from trainer.schema.hashed import HashedVocabulary, HashFunction, read_vocabulary
+from trainer.schema.hash_function import HashFunction
+from trainer.schema.hashed import HashedVocabulary, crowding, read_vocabulary
 from trainer.schema.vocabulary import OOV_ROW, Vocabulary
 
 MASK = 2**64 - 1
@@ -79,7 +80,7 @@ def test_no_ids_have_no_rows(empty):
 def test_parts_of_many_ids_are_hashed_alike(monkeypatch):
     ids = pa.array([*np.random.default_rng(0).integers(0, 30, 100).tolist(), None])
     whole = HashFunction(rows=7).buckets(ids)
-    monkeypatch.setattr("trainer.schema.hashed._HASHED_IDS", 9)
+    monkeypatch.setattr("trainer.schema.hash_function._HASHED_IDS", 9)
     assert np.array_equal(HashFunction(rows=7).buckets(ids), whole)
 
 
@@ -100,7 +101,7 @@ def test_the_share_of_ids_with_a_row_of_their_own_is_as_told(rows, ids):
 def test_crowding_by_brute_force():
     hashing, count = HashFunction(rows=8), np.random.default_rng(1).integers(1, 100, 12)
     members = [[key for key in range(12) if bucket_by_hand(str(key), 8, 0) == bucket] for bucket in range(8)]
-    found = hashing.crowding(listed(range(12), count))
+    found = crowding(hashing, listed(range(12), count))
     together = sum(int(count[key]) for keys in members if len(keys) > 1 for key in keys)
     assert found == {"rows": 8, "ids": 12, "used": sum(bool(keys) for keys in members), "shared": pytest.approx(together / count.sum())}
     assert 0 < found["shared"] < 1, "the case has both kinds"

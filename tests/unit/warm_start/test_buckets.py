@@ -10,7 +10,8 @@ from trainer.data import Encoder
 from trainer.data.inputs import hashed_vocabulary, merge_vocabulary
 from trainer.errors import CheckpointError, ConfigError
 from trainer.fit.begin import transfer_report
-from trainer.schema.hashed import HashedVocabulary, HashFunction
+from trainer.schema.hash_function import HashFunction
+from trainer.schema.hashed import HashedVocabulary
 from trainer.schema.vocabulary import Vocabulary
 from trainer.warm_start import Rules, apply, carry_moments, plan
 from trainer.warm_start.apply import InMemory
@@ -23,9 +24,9 @@ TABLE = "embedding.item_features.tables.feature:author.weight"
 
 
 def listed(authors=range(AUTHORS), seed=0):
-    keys = pa.array(list(authors))
-    days = pa.array(["2026-01-01"] * len(keys))
-    return Vocabulary("author", keys, np.random.default_rng(seed).integers(1, 50, len(keys)), days, days)
+    keys, rng = pa.array(list(authors)), np.random.default_rng(seed)
+    first, last = (pa.array([f"2026-0{month}-{day:02d}" for day in rng.integers(1, 29, len(keys))]) for month in (1, 2))
+    return Vocabulary("author", keys, np.random.default_rng(seed).integers(1, 50, len(keys)), first, last)
 
 
 def encoder(author):
@@ -308,6 +309,8 @@ def test_the_challengers_traffic_adds_the_new_days_to_productions():
     fresh, hashing = listed(range(30, 60), seed=1), HashFunction(rows=16)
     both_days = HashedVocabulary.of(hashing, merge_vocabulary(listed(), fresh))
     assert np.array_equal(hashed_vocabulary(listed(), fresh, hashing).count_V, both_days.count_V), "production listed its ids"
+    for days in ("first_seen", "last_seen"):
+        assert getattr(hashed_vocabulary(listed(), fresh, hashing), days).equals(getattr(both_days, days)), days
     before = HashedVocabulary.of(hashing, listed())
     after = hashed_vocabulary(before, fresh, hashing)
     assert np.array_equal(after.count_V, both_days.count_V) and after.rows == before.rows == 18, "no night adds a row"
@@ -318,7 +321,7 @@ def test_the_challengers_traffic_adds_the_new_days_to_productions():
 
 def test_a_new_default_function_moves_no_id(monkeypatch):
     """The function is production's; rows and seed are the configuration's."""
-    monkeypatch.setattr("trainer.schema.hashed.FUNCTIONS", ("text-fnv1a64-splitmix64", "newer"))
+    monkeypatch.setattr("trainer.schema.hash_function.FUNCTIONS", ("text-fnv1a64-splitmix64", "newer"))
     before = HashedVocabulary.of(HashFunction(rows=16), listed())
     after = hashed_vocabulary(before, listed(), HashFunction(function="newer", rows=16))
     assert after.hash == before.hash

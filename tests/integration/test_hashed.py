@@ -21,6 +21,7 @@ from trainer.schema.hashed import HashedVocabulary, crowding
 from trainer.schema.predictions import CHALLENGER
 from trainer.schema.vocabulary import Vocabulary
 from trainer.stages.scoring import score
+from trainer.stages.shipping import ABSORBED
 
 pytestmark = pytest.mark.integration
 HASHED = ("model.user_id=true", "model.hashed.user=48", "model.hashed.author=8", "model.hash_seed=11")
@@ -36,7 +37,8 @@ def arguments(simulated, folder, run, *overrides):
 @pytest.fixture(scope="module")
 def nights(simulated, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hashed")
-    first = retrain(configure(*arguments(simulated, folder, "first", "as_of=2026-03-06", "gate.first=promote", *HASHED)))
+    absorbed = ("gate.first=promote", "release.absorb=true")
+    first = retrain(configure(*arguments(simulated, folder, "first", "as_of=2026-03-06", *absorbed, *HASHED)))
     second = retrain(configure(*arguments(simulated, folder, "second", "as_of=2026-03-07", "release.auto=false", *HASHED)))
     return folder, first, second
 
@@ -47,7 +49,9 @@ def test_no_night_adds_a_row_and_every_row_moves_as_it_is(nights):
         read_bundle(path) for path in (Registry(folder / "registry").production_path() / "bundle", folder / "second/challenger")
     )
     wanted = {"user": HashFunction(rows=48, seed=11), "author": HashFunction(rows=8, seed=11)}
-    assert first.verdict == "PROMOTE" and before.manifest.hashes == after.manifest.hashes == wanted
+    absorbed = read_bundle(folder / "first" / ABSORBED).manifest
+    assert first.verdict == "PROMOTE" and absorbed.absorbed, "a copy has learned the holdout too"
+    assert before.manifest.hashes == after.manifest.hashes == absorbed.hashes == wanted
     for name, hashing in wanted.items():
         assert before.shape.vocabularies[name] == after.shape.vocabularies[name] == hashing.rows + 2
         new = HashedVocabulary.of(hashing, Vocabulary.read(vocabulary_path(folder / "examples", name)))

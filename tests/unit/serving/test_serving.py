@@ -1,7 +1,10 @@
 """The artefact repeats the ranker on every edge, whatever the format; a model that differs, is slower or larger is found."""
 
 import copy
+import importlib
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,13 +13,16 @@ import torch
 from models.dense import DenseRanker
 from trainer.config import ServingConfig
 from trainer.errors import CheckpointError, ConfigError
+from trainer.schema.hash_function import HashFunction
 from trainer.schema.serving import FILES, ONNX, TORCH_EXPORT, read_serving_manifest
 from trainer.serving import judge_serving, load_artefact, write_artefact
 from trainer.serving.artefact import check_installed
 from trainer.serving.judge import _distance, latency, parity, reference, sizes
 from trainer.serving.requests import random_requests
 
+stage = importlib.import_module("trainer.stages.serving")  # the package has a function of that name
 CONFIG = ServingConfig(enabled=True, candidates=12, requests=4)
+HASHES = {"user": HashFunction(rows=9, seed=2)}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,7 @@ def ranker(kit):
 @pytest.fixture(scope="module")
 def folder(ranker, tmp_path_factory):
     out = tmp_path_factory.mktemp("artefact") / "serving"
-    write_artefact(ranker, out, [TORCH_EXPORT], producer="p", max_history=9)
+    write_artefact(ranker, out, [TORCH_EXPORT], producer="p", max_history=9, hashes=HASHES)
     return out
 
 
@@ -47,6 +53,25 @@ def test_the_artefact_repeats_the_ranker_on_the_whole_edge_set(ranker, folder):
     checks = judge_serving(ranker, folder, CONFIG, None)
     assert [(check.name, check.outcome, check.slice) for check in checks] == [("serving_parity", "pass", "format=torch_export")]
     assert checks[0].estimate < 1e-5 and checks[0].n == (2 * 12 * 5 + 1 + 4 * 12) * 3
+
+
+def test_who_feeds_the_graph_is_told_the_hashes(folder):
+    assert read_serving_manifest(folder).hashes == HASHES
+
+
+def test_the_stage_takes_the_hashes_from_the_bundle(monkeypatch):
+    """Not from the configuration of the moment."""
+    told = {}
+    monkeypatch.setattr(stage, "build_ranker", lambda bundle: "ranker")
+    monkeypatch.setattr("trainer.serving.write_artefact", lambda *_, **values: told.update(values))
+    bundle = SimpleNamespace(sha256="p", manifest=SimpleNamespace(hashes=HASHES, inputs=SimpleNamespace(max_history=9)))
+    stage._write(SimpleNamespace(config=SimpleNamespace(serving=CONFIG)), bundle, None)
+    assert told == {"producer": "p", "max_history": 9, "hashes": HASHES}
+    live = SimpleNamespace(production=bundle, config=SimpleNamespace(serving=CONFIG), run=SimpleNamespace(path=Path("run")))
+    live.registry = SimpleNamespace(production_path=lambda: None)
+    told.clear()
+    stage._live(live)
+    assert told["hashes"] == HASHES
 
 
 def test_another_model_fails_parity_and_the_edge_is_named(ranker, folder):

@@ -12,8 +12,8 @@ from trainer.checkpoint import build_ranker, read_bundle, write_bundle
 from trainer.data import Encoder
 from trainer.errors import CheckpointError
 from trainer.schema.bundle import MANIFEST, BundleManifest
-from trainer.schema.hashed import HashedVocabulary
 from trainer.schema.hash_function import TEXT_FNV1A_SPLITMIX64, HashFunction
+from trainer.schema.hashed import HashedVocabulary
 from trainer.schema.plain import as_plain
 
 HASH = HashFunction(rows=3, seed=5)

@@ -147,6 +147,15 @@ def test_names_that_leave_something_open_are_refused(tmp_path, plain, configured
     assert nothing_written(tmp_path)
 
 
+def test_rows_of_a_checkpoint_are_listed_by_id(tmp_path, plain, configured):
+    names = yaml.safe_load((plain / "names.yaml").read_text())
+    names["model"]["hashed"] = {"tab": 8}
+    (plain / "names.yaml").write_text(yaml.safe_dump(names))
+    with pytest.raises(ConfigError, match="listed by id"):
+        run(configured("state_dict", plain / "model.safetensors", plain))
+    assert nothing_written(tmp_path)
+
+
 def test_what_is_ignored_may_be_a_counter_or_no_tensor_at_all(tmp_path, plain, tensors, configured):
     counters = {"norm.num_batches_tracked": torch.tensor(7), "mask": torch.ones(3, dtype=torch.bool), "net._extra_state": {"a": 1}}
     torch.save({**tensors, **counters}, tmp_path / "model.pt")

@@ -76,6 +76,7 @@ def test_a_finished_training_is_kept_and_a_changed_one_is_not(tmp_path):
         ({"warm_start.source": "production"}, "no production to start from"),
         ({"warm_start.dry_run": "true"}, "no use for this"),
         ({"warm_start.replay_share": 0.1}, "no use for this"),
+        ({"model.hashed.author": 8}, "items alone"),
     ],
 )
 def test_settings_without_meaning_are_refused(tmp_path, overrides, message):

@@ -97,6 +97,6 @@ def test_beside_blocks_a_transfer_holds_little_an_id(monkeypatch):
 
 def test_ids_are_matched_once_for_each_production():
     one, two, target = table([5, 3, 9]), table([9, 5]), table([3, 5, 7])
-    first = target.rows_in(one.vocabularies["item"], "item")
-    assert first.tolist() == [0, 1, 3, 2, -1] and target.rows_in(one.vocabularies["item"], "item") is first
-    assert target.rows_in(two.vocabularies["item"], "item").tolist() == [0, 1, -1, 3, -1]
+    first = target.match(one.vocabularies["item"], "item")
+    assert first.index.tolist() == [0, 1, 3, 2, -1] and target.match(one.vocabularies["item"], "item") is first
+    assert target.match(two.vocabularies["item"], "item").index.tolist() == [0, 1, -1, 3, -1]

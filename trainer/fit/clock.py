@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 
 
@@ -33,7 +34,10 @@ class Clock(Callback):
         self.waited += self._begun - self._idle
 
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Ends the step."""
+        """Ends the step; the last one when the device has done all of them."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if task.device.type == "cuda" and data.cursor + 1 == data.plan.steps:
+            torch.cuda.synchronize(task.device)
         took = time.perf_counter() - self._begun
         if self.seconds == 0:
             self.first = took

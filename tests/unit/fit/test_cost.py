@@ -102,6 +102,26 @@ def test_peaks_of_gpus_go_by_name(monkeypatch, name, peak):
     assert peak_flops(torch.device("cuda")) == peak
 
 
+def play(clock, number, device):
+    """One of two steps, as Lightning tells of it."""
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(cursor=number, plan=SimpleNamespace(steps=2)))
+    task = SimpleNamespace(device=torch.device(device))
+    clock.on_train_batch_start(trainer, task, None, number)
+    clock.on_train_batch_end(trainer, task, None, None, number)
+    clock.observed.on_train_batch_end(trainer, task, None, None, number)
+
+
+def test_the_last_step_counts_what_the_device_still_has_to_do(monkeypatch):
+    now, waited = [0.0], []
+    monkeypatch.setattr("trainer.fit.clock.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.append(device.type) or now.__setitem__(0, now[0] + 7))
+    clock = Clock()
+    play(clock, 0, "cuda")
+    assert (clock.seconds, waited) == (0, [])
+    play(clock, 1, "cuda")
+    assert (clock.seconds, waited) == (7, ["cuda"])
+
+
 def test_the_clock_tells_steps_from_waiting_and_from_observers(monkeypatch):
     """Two steps of 5 s: 1 s and 2 s of waiting, and an observer that takes 100 s after the first."""
     now = iter([0, 10, 11, 16, 116, 118, 123, 124])
@@ -109,9 +129,7 @@ def test_the_clock_tells_steps_from_waiting_and_from_observers(monkeypatch):
     clock = Clock()
     clock.observed.on_train_start(None, None)
     for number in range(2):
-        clock.on_train_batch_start(None, None, None, number)
-        clock.on_train_batch_end(None, None, None, None, number)
-        clock.observed.on_train_batch_end(None, None, None, None, number)
+        play(clock, number, "cpu")
     assert (clock.seconds, clock.waited, clock.first, clock.steps) == (10, 3, 5, [5, 5])
     again = Clock.__new__(Clock)
     again.load_state_dict(clock.state_dict())

@@ -33,11 +33,12 @@ def stage_release(
         bundle: Folder of the run that holds the bundle: ``challenger``, or ``absorbed``.
 
     Returns:
-        {version, sealed, promoted, sentence}. A rejected challenger is not sealed: it changes nothing but the history.
+        {version, sealed, promoted, sentence}. A rejected challenger is not sealed: it changes nothing but the history. While promotions
+        are frozen a good one is sealed and stays ready: a freeze stops promotions, and not the nights' judgements and reports.
 
     Raises:
         RaceError: If the pointer moved during the run.
-        RegistryError: If promotions are frozen or the disk refuses.
+        RegistryError: If the disk refuses.
     """
     if verdict.verdict == REJECT:
         registry.record_verdict(verdict.verdict, as_of=as_of, inputs_sha256=inputs_sha256, reason=verdict.reason)
@@ -46,11 +47,14 @@ def stage_release(
     version = _version(as_of, bundle_sha256, staged)
     registry.seal(version, staged, as_of=as_of, verdict=verdict.verdict, parent=parent, inputs_sha256=inputs_sha256)
     shutil.rmtree(staged)
-    promoted = verdict.verdict == PROMOTE and auto
+    wanted, frozen = verdict.verdict == PROMOTE and auto, registry.aliases().frozen
+    promoted = wanted and frozen is None
     if promoted:
         registry.promote(version, expected_revision, reason=verdict.reason)
     registry.record_verdict(verdict.verdict, as_of=as_of, inputs_sha256=inputs_sha256, release=version, reason=verdict.reason)
     sentence = f"{version} is live" if promoted else f"{version} is sealed, not live"
+    if wanted and not promoted:
+        sentence += f": promotions are frozen ({frozen}); after action=unfreeze: scripts/release.py action=promote version={version}"
     return {"version": version, "sealed": True, "promoted": promoted, "sentence": sentence}
 
 

@@ -195,3 +195,21 @@ def test_a_run_that_lost_the_race_is_sealed_not_live_and_judged_again(two: Regis
     assert (error.value.exit_code, two.aliases()) == (6, before)
     assert len(versions(two)) == 3, "what was judged is kept"
     assert two.judged("asked") is None, "the same command asks again, against the release that is live now"
+
+
+def test_a_night_under_a_freeze_is_sealed_and_told_how_to_go_live(two: Registry, tmp_path: Path):
+    two.promote("v1", 0)
+    two.freeze("holiday")
+    (tmp_path / "run" / "challenger").mkdir(parents=True)
+    (tmp_path / "run" / "challenger" / "manifest.json").write_text("{}")
+    (tmp_path / "run" / "verdict.json").write_text(json.dumps({"verdict": "PROMOTE"}))
+    before = two.aliases()
+    done = stage_release(
+        two, tmp_path / "run", Verdict(verdict="PROMOTE", reason="r", policy="refresh", checks=[], failed=[]), as_of="2022-05-02",
+        inputs_sha256="asked", bundle_sha256="c" * 64, parent="v1", expected_revision=before.revision, auto=True,
+    )  # fmt: skip
+    assert (done["sealed"], done["promoted"], two.aliases()) == (True, False, before)
+    assert "promotions are frozen (holiday)" in done["sentence"] and f"action=promote version={done['version']}" in done["sentence"]
+    assert two.judged("asked").release == done["version"], "the night is in the history"
+    two.unfreeze()
+    assert two.promote(done["version"], two.aliases().revision).production == done["version"]

@@ -1,6 +1,8 @@
 """Two nights with hashed users and authors: rows that never grow, and one hash from training to the scores that are served."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ from tests.integration.conftest import configure
 from trainer.checkpoint import read_bundle
 from trainer.config import ScoreConfig, load
 from trainer.errors import CheckpointError, ConfigError
+from trainer.fit.train import freeze
 from trainer.pipeline import retrain, train
 from trainer.release import Registry
 from trainer.schema.examples import FEATURE, read_manifest, read_partition, vocabulary_path
@@ -73,6 +76,17 @@ def test_the_summary_tells_how_crowded_the_buckets_are(nights):
     assert set(told) == {"user", "author"} and told["user"] == crowding(HashFunction(rows=48, seed=11), users)
     assert told["user"]["ids"] > told["user"]["used"] and 0 < told["user"]["shared"] <= 1
     assert "author (hashed, 8 rows)" in (folder / "second" / "report.html").read_text()
+
+
+def test_production_continued_may_have_hashed_what_the_log_has_lost(nights, simulated):
+    folder, *_ = nights
+    config = configure(*arguments(simulated, folder, "x", *HASHED))
+    examples, days = read_manifest(folder / "examples"), SimpleNamespace(train=["2026-03-06"])
+    gone = replace(config.model, hashed={**config.model.hashed, "gone": 4})
+    _, vocabularies = freeze(config, folder / "examples", examples, days, None, gone)
+    assert {name for name, found in vocabularies.items() if isinstance(found, HashedVocabulary)} == {"user", "author"}
+    with pytest.raises(ConfigError, match="no such vocabulary"):
+        freeze(replace(config, model=gone), folder / "examples", examples, days, None, gone)
 
 
 def test_scoring_takes_the_hash_of_the_bundle(nights, simulated, tmp_path):

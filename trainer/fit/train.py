@@ -316,7 +316,7 @@ def freeze(
     before = add_days(days.train[-1], -retire) if retire and production else None
     former = renamed_vocabularies(production.vocabularies, inputs.vocabularies, rename) if production else {}
     for name in model.hashed:
-        if name not in inputs.vocabularies:
+        if name not in inputs.vocabularies and model is config.model:  # production continued may have hashed what the log has lost
             raise ConfigError(
                 "the ranker has no such vocabulary", where="model.hashed", got=name, remedy=nearest(name, inputs.vocabularies)
             )

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.next_item import test_train
 from trainer.config import FitConfig, NextItemConfig
@@ -39,3 +40,31 @@ def test_a_walk_is_learned_in_bf16_and_no_step_waits_for_the_device(tmp_path, mo
     assert isinstance(fit, FitConfig) and len(losses) > WITHOUT_WAITING.stop
     assert np.isfinite(torch.stack(losses).cpu().numpy()).all()
     assert judge(ranker_scorer(fitted.ranker), test_train.chain(), TEST, test_train.CYCLE, 1)["hr@1"] > 0.9
+
+
+class Factors(TorchDispatchMode):
+    """Notes the types of what is multiplied."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            self.seen |= {argument.dtype for argument in args[-2:] if isinstance(argument, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("next_item", [None, SAMPLED], ids=["full", "sampled"])
+@pytest.mark.parametrize("name", ["sasrec", "hstu"])
+def test_no_product_of_a_step_is_left_in_fp32(tmp_path, monkeypatch, name, next_item):
+    step, factors = RankingTask.training_step, Factors()
+
+    def watched(self, batch, index):
+        with factors:
+            return step(self, batch, index)
+
+    monkeypatch.setattr(RankingTask, "training_step", watched)
+    monkeypatch.setattr(test_train, "FIT", dataclasses.replace(test_train.FIT, device="gpu", precision="bf16"))
+    test_train.fit(tmp_path, passes=1, model=dataclasses.replace(test_train.MODEL, name=name), next_item=next_item)
+    assert factors.seen == {torch.bfloat16}

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import io
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -268,6 +269,7 @@ def _compose_and_run(config_name: str, kind: type, task: Task, arguments: list[s
 
     def job(composed: DictConfig) -> float | None:
         in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        _plain_processes()
         trial = _trial(HydraConfig.get(), arguments) if in_sweep else ""
         if in_sweep:
             print(f"\n{trial}", flush=True)
@@ -306,6 +308,12 @@ def _compose_and_run(config_name: str, kind: type, task: Task, arguments: list[s
         raise ConfigError("the configuration does not compose", got=" ".join(str(error).split())) from error
     # Of a sweep's trials one that fails ends no other; a sweep of which nothing came says so.
     return codes[0] if len(codes) == 1 or (codes and all(code in _FAILED for code in codes)) else EXIT_DONE
+
+
+def _plain_processes() -> None:
+    """Starts processes as Python does: a launcher's own kind (joblib's ``loky``) is inherited by a trial's pools, which know no such."""
+    if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
+        multiprocessing.set_start_method("spawn", force=True)
 
 
 def _trial(job: Any, arguments: list[str]) -> str:

@@ -192,6 +192,7 @@ def measure(predictions: pa.Table, spec: LogSpec, config: EvaluationConfig, seed
         ``{model: {action: {metrics, "intervals", "slices": {column: {value: metrics}}}}}``.
     """
     user_N = _codes(predictions["user"])
+    asked = "request" in predictions.column_names and predictions["request"].null_count == 0
     slices = {name: _codes_and_values(predictions[name]) for name in slice_columns(predictions, config)}
     report: dict[str, Any] = {}
     for model, prefix in (
@@ -209,6 +210,7 @@ def measure(predictions: pa.Table, spec: LogSpec, config: EvaluationConfig, seed
             common = {
                 "kind": spec.actions[action].kind,
                 "weight_N": predictions[WEIGHT].to_numpy(),
+                "slate_N": _codes(predictions["request"]) if asked else None,
                 "bootstrap": config.bootstrap,
                 "seed": seed,
             }

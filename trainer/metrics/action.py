@@ -68,6 +68,7 @@ def evaluate_action(
     group_N: np.ndarray | None = None,
     groups: int = 1,
     weight_N: np.ndarray | None = None,
+    slate_N: np.ndarray | None = None,
     background: float | None = None,
     confidence: float = 0.95,
     bootstrap: int = 200,
@@ -83,6 +84,7 @@ def evaluate_action(
         group_N: Group (slice value) of each row, 0 to groups - 1; default: one group of all rows.
         groups: Number of groups.
         weight_N: Row weights, 1 / sampling rate.
+        slate_N: Request of each row, as dense codes: GAUC is then taken within requests, as the gate takes it; default: within users.
         background: Rate that NE is relative to; default: the mean label of these rows, the same for every model.
         confidence: Level of the intervals.
         bootstrap: Replicates for ECE.
@@ -104,7 +106,7 @@ def evaluate_action(
 
     rows = arrange(np.asarray(user_N)[ripe_N], kept(group_N), groups, kept(weight_N))
     label_N, score_N = label_N[ripe_N], score_N[ripe_N]
-    values = _estimates(kind, score_N, label_N, rows, background, confidence)
+    values = _estimates(kind, score_N, label_N, rows, kept(slate_N), background, confidence)
     if kind == BINARY:
         error = ece(score_N, label_N, rows, confidence=confidence, replicates=bootstrap, seed=seed)
         values |= _parts(decompose(kind, score_N, label_N, rows))
@@ -133,12 +135,12 @@ def _check(label_N: np.ndarray, score_N: np.ndarray, user_N: np.ndarray, kind: s
 
 
 def _estimates(
-    kind: str, score_N: np.ndarray, label_N: np.ndarray, rows: Rows, background: float | None, confidence: float
+    kind: str, score_N: np.ndarray, label_N: np.ndarray, rows: Rows, slate_N: np.ndarray | None, background: float | None, confidence: float
 ) -> dict[str, list[Value]]:
     estimates = (
         {
             "auc": auc(score_N, label_N, rows),
-            "gauc": gauc(score_N, label_N, rows),
+            "gauc": gauc(score_N, label_N, rows, slate_N),
             "ne": normalised_loss(kind, score_N, label_N, rows, background),
             "ne_free": free_normalised_loss(kind, score_N, label_N, rows, background),
             "log_loss": loss(kind, score_N, label_N, rows),

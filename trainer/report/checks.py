@@ -92,8 +92,8 @@ def deciding(run: Artefacts) -> list[Check]:
 
 
 def warnings(run: Artefacts) -> list[Check]:
-    """Checks that failed or held without deciding."""
-    return [check for check in run.checks if check.severity != "block" and check.outcome in ("fail", "hold")]
+    """Checks that warn: what only informs stands in the list of all checks."""
+    return [check for check in run.checks if check.severity == "warn" and check.outcome in ("fail", "hold")]
 
 
 def findings(found: Sequence[Check], most: int = MOST_FINDINGS) -> Findings:

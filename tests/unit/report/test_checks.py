@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from trainer.report.checks import MOST_FINDINGS, MOST_LINES, MOST_ROWS, STRIP_WIDTH, _extent, findings, forest, lines, strip, tally
+from trainer.report.checks import (
+    MOST_FINDINGS,
+    MOST_LINES,
+    MOST_ROWS,
+    STRIP_WIDTH,
+    _extent,
+    findings,
+    forest,
+    lines,
+    strip,
+    tally,
+    warnings,
+)
 from trainer.report.numbers import percent
 from trainer.schema.verdict import ALL, Check
 
@@ -25,6 +39,15 @@ def dot(svg: str) -> float:
     found = re.search(r'cx="([\d.]+)"', svg)
     assert found
     return float(found[1])
+
+
+def test_a_warning_warns_and_what_informs_stays_in_the_list() -> None:
+    judged = [
+        replace(check(0.1, name=f"{severity}_{outcome}", outcome=outcome), severity=severity)
+        for severity in ("block", "warn", "info") for outcome in ("pass", "fail", "hold")
+    ]  # fmt: skip
+    run = SimpleNamespace(checks=judged)
+    assert [one.name for one in warnings(run)] == ["warn_fail", "warn_hold"]  # type: ignore[arg-type]
 
 
 def test_strip_places_zero_in_the_middle_and_harm_to_the_right() -> None:

@@ -6,13 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import Batch
-from models.layers import TABLE_STD, Dropout, Projection, Table, feature_key
+from models.layers import OOV_ROW, PAD_ROW, TABLE_STD, Dropout, Projection, Table, feature_key, whole_name
 from models.packing import GAP_BUCKETS, NO_CLOCK, Packing, gap_bucket, row_times
 from models.ranker import RankerShape
 
 
 class FeatureTables(nn.Module):
     """One table a categorical feature; a row's embedding is the sum over features.
+
+    A feature may be one value of a list (``tags[0]``): all of them share one table (``tags``), so that a list is the sum of its values,
+    whatever their order. A sum, not a mean: a value then means the same beside any others, and what a new one adds can start from what
+    the unknown value added before.
 
     Args:
         features: Feature -> vocabulary, in column order.
@@ -23,12 +27,17 @@ class FeatureTables(nn.Module):
 
     def __init__(self, features: dict[str, str], vocabularies: dict[str, int], width: int, axis: str) -> None:
         super().__init__()
+        tables = {whole_name(name): vocabulary for name, vocabulary in features.items()}
         self.tables = nn.ModuleDict(
             {
                 feature_key(name): Table(vocabularies[vocabulary], width, (f"vocab:{vocabulary}", axis))
-                for name, vocabulary in features.items()
+                for name, vocabulary in tables.items()
             }
         )
+        places = {name: place for place, name in enumerate(tables)}
+        self.place_F = [places[whole_name(name)] for name in features]
+        first_F = [place not in self.place_F[:column] for column, place in enumerate(self.place_F)]
+        self.missing_F = [OOV_ROW if first else PAD_ROW for first in first_F]
 
     def add_to(self, sum_MD: Tensor, row_MF: Tensor) -> Tensor:
         """Returns `sum_MD` plus the embedding of every feature.
@@ -36,11 +45,20 @@ class FeatureTables(nn.Module):
         Raises:
             ValueError: If `row_MF` has another number of columns than there are features.
         """
-        if row_MF.shape[1] != len(self.tables):
-            raise ValueError(f"{len(self.tables)} feature columns expected ({', '.join(self.tables)}), got {row_MF.shape[1]}")
-        for column, table in enumerate(self.tables.values()):
-            sum_MD = sum_MD + table(row_MF[:, column])
+        if row_MF.shape[1] != len(self.place_F):
+            raise ValueError(f"{len(self.place_F)} feature columns expected ({', '.join(self.tables)}), got {row_MF.shape[1]}")
+        tables = list(self.tables.values())
+        for column, place in enumerate(self.place_F):
+            sum_MD = sum_MD + tables[place](row_MF[:, column])
         return sum_MD
+
+    def dropped(self, row_MF: Tensor, rate: float) -> Tensor:
+        """Replaces whole features, lists with all their values, by what stands for a missing one, at a rate."""
+        drop_MT = torch.rand(len(row_MF), len(self.tables), device=row_MF.device) < rate
+        if len(self.tables) == len(self.place_F):
+            return row_MF.masked_fill(drop_MT, OOV_ROW)
+        columns = enumerate(zip(self.place_F, self.missing_F, strict=True))
+        return torch.stack([row_MF[:, column].masked_fill(drop_MT[:, place], missing) for column, (place, missing) in columns], 1)
 
 
 class TokenEmbedding(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.batch import Batch
 from models.embedding import FeatureTables
-from models.layers import OOV_ROW, TABLE_STD, Dropout, Projection, RMSNorm, norm_eps_at
+from models.layers import TABLE_STD, Dropout, Projection, RMSNorm, norm_eps_at
 from models.packing import GAP_BUCKETS, Packing, gap_bucket, row_times
 from models.ranker import ActionShape, Ranker, RankerShape
 
@@ -137,7 +137,7 @@ class ContextNetwork(nn.Module):
         if present_NF.shape[1] != len(self.missing):
             raise ValueError(f"{len(self.missing)} numeric columns expected, got {present_NF.shape[1]}")
         if self.training and self.feature_dropout > 0:
-            categorical_NC = categorical_NC.masked_fill(_chance(categorical_NC, self.feature_dropout), OOV_ROW)
+            categorical_NC = self.categorical.dropped(categorical_NC, self.feature_dropout)
             present_NF = present_NF & ~_chance(present_NF, self.feature_dropout)
         known_NF = torch.where(present_NF, batch.numeric_NF.to(self.missing.dtype), 0.0)
         instead_NF = self.missing if self.stand_in is None else self.missing + known_NF @ self.stand_in

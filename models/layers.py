@@ -7,6 +7,7 @@ one number that growth keeps.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,11 @@ def feature_key(name: str) -> str:
     Dots are escaped because torch splits names at them; distinct features keep distinct keys.
     """
     return "feature:" + name.replace("%", "%25").replace(".", "%2E")
+
+
+def whole_name(name: str) -> str:
+    """Returns the list that a feature is one value of (``tags`` of ``tags[0]``); any other feature's own name."""
+    return re.sub(r"(?<=.)\[\d+\]$", "", name)
 
 
 def norm_eps_at(shape: RankerShape, width: int) -> float:

@@ -40,7 +40,7 @@ class RankerShape:
         history_actions: Names of the actions that tokens carry.
         vocabularies: Vocabulary -> number of rows (row 0 pad, row 1 OOV).
         item_vocabulary: Vocabulary of item ids.
-        item_features: Item feature -> vocabulary.
+        item_features: Item feature -> vocabulary; a list is several (``tags[0]``, ``tags[1]``, ...) with one.
         token_features: Token feature -> vocabulary.
         categorical: Context feature -> vocabulary.
         numeric: Names of the numeric features.

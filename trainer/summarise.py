@@ -13,6 +13,7 @@ from trainer.fit import Trained
 from trainer.fit.cost import cost_report
 from trainer.schema.examples import ExamplesManifest, FeatureMatch
 from trainer.schema.health import HealthMap
+from trainer.schema.logs import whole_names
 from trainer.schema.plain import as_plain
 from trainer.schema.summary import StageRecord, Summary
 from trainer.schema.verdict import Verdict
@@ -138,14 +139,14 @@ def _changes(
     if production is None:
         return {"parent": "none: nothing is live yet"}
     old, new = production.manifest, challenger.manifest
-    old_numeric, new_numeric = ({entry.name for entry in side.inputs.numeric} for side in (old, new))
+    had, has = (set(whole_names([*(entry.name for entry in side.inputs.numeric), *side.inputs.categorical])) for side in (old, new))
     return {
         "config": _difference(old.config, new.config),
         "code_version": None if old.code_version == __version__ else [old.code_version, __version__],
         "labels": _difference(old.labels, new.labels),
         "value": _difference(old.value, new.value),
-        "features_added": sorted((new_numeric | set(new.inputs.categorical)) - (old_numeric | set(old.inputs.categorical))),
-        "features_removed": sorted((old_numeric | set(old.inputs.categorical)) - (new_numeric | set(new.inputs.categorical))),
+        "features_added": sorted(has - had),
+        "features_removed": sorted(had - has),
         "days_added": days.train,
         "days_repaired": [day for day in days.train if day in old.trained and old.trained[day] != examples.source_days[day]],
         "days_refused": days.refused,

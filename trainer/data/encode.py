@@ -7,7 +7,7 @@ in exactly one unit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -18,7 +18,8 @@ from trainer.errors import DataError
 from trainer.schema.examples import FEATURE, LABEL
 from trainer.schema.hashed import AnyVocabulary
 from trainer.schema.inputs import CLIP, InputSpec, NumericInput
-from trainer.schema.vocabulary import OOV_ROW
+from trainer.schema.logs import is_further_part, whole_names
+from trainer.schema.vocabulary import OOV_ROW, PAD_ROW
 
 NO_CLOCK = -1  # event time of tokens from a clockless prior history
 DURATION_SCALE_S = 60.0  # a duration of this many seconds enters a token as 1 - 1/e
@@ -182,9 +183,9 @@ class Encoder:
             target_position_N=position_N,
             target_time_N=request_N,
             target_item_N=np.full(count, OOV_ROW, np.int64),
-            target_item_features_NI=np.full((count, len(inputs.item_features)), OOV_ROW, np.int64),
-            target_token_features_NK=np.full((count, len(inputs.token_features)), OOV_ROW, np.int64),
-            categorical_NC=np.full((count, len(inputs.categorical)), OOV_ROW, np.int64),
+            target_item_features_NI=_missing(count, inputs.item_features),
+            target_token_features_NK=_missing(count, inputs.token_features),
+            categorical_NC=_missing(count, inputs.categorical),
             numeric_NF=np.zeros((count, len(inputs.numeric)), np.float32),
             present_NF=np.zeros((count, len(inputs.numeric)), bool),
             label_NA=np.zeros((count, len(inputs.actions)), np.float32),
@@ -204,7 +205,7 @@ class Encoder:
         if missing:
             raise DataError(
                 "examples lack features that the ranker needs",
-                got=", ".join(missing),
+                got=", ".join(whole_names(missing)),
                 remedy="rebuild with these features declared; a model cannot be scored without its inputs",
             )
 
@@ -212,8 +213,15 @@ class Encoder:
         return self.vocabularies[vocabulary].lookup(column)
 
     def _rows(self, table: pa.Table, features: dict[str, str]) -> np.ndarray:
-        rows = [self._lookup(table[_column(name)], vocabulary) for name, vocabulary in features.items()]
-        return np.stack(rows, 1) if rows else np.zeros((len(table), 0), np.int64)
+        """Returns the rows of some features, [N, F]; the places of a list behind its values are padding."""
+        rows = _missing(len(table), features)
+        for index, (name, vocabulary) in enumerate(features.items()):
+            column = table[_column(name)]
+            if not is_further_part(name):
+                rows[:, index] = self._lookup(column, vocabulary)
+            elif column.null_count < len(column):  # few lists are long
+                np.copyto(rows[:, index], self._lookup(column, vocabulary), where=np.asarray(column.is_valid()))
+        return rows
 
     def _numeric(self, examples: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         columns = [standardise(examples[_column(entry.name)], entry) for entry in self.inputs.numeric]
@@ -273,6 +281,11 @@ def fit_numeric(name: str, kind: str, columns: list[pa.ChunkedArray]) -> Numeric
         return NumericInput(name=name, transform=kind, mean=0.0, std=1.0)
     std = float(values_N.std())
     return NumericInput(name=name, transform=kind, mean=float(values_N.mean()), std=std if std > 1e-6 else 1.0)
+
+
+def _missing(count: int, features: Iterable[str]) -> np.ndarray:
+    """Returns the rows that stand for features of which nothing is known, [N, F]: of a list, one unknown value."""
+    return np.tile(np.array([PAD_ROW if is_further_part(name) else OOV_ROW for name in features], np.int64), (count, 1))
 
 
 def _column(feature: str) -> str:

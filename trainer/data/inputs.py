@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from trainer.schema.examples import FEATURE, LABEL, ExamplesManifest
 from trainer.schema.hash_function import HashFunction
 from trainer.schema.hashed import AnyVocabulary, HashedVocabulary
 from trainer.schema.inputs import Action, InputSpec
-from trainer.schema.logs import LogSpec
+from trainer.schema.logs import LogSpec, whole_name, whole_names
 from trainer.schema.vocabulary import Vocabulary
 
 
@@ -42,9 +42,11 @@ def freeze_inputs(
         The specification.
 
     Raises:
-        ConfigError: If production normalised a feature with another transform.
+        ConfigError: If production normalised a feature with another transform, or knows a list or vector by another width.
     """
     tables = list(train)
+    if parent is not None:
+        _refuse_other_widths([*(entry.name for entry in parent.numeric), *parent.categorical], [*manifest.numeric, *manifest.categorical])
     inherited = {entry.name: entry for entry in parent.numeric} if parent else {}
     for name, kind in manifest.numeric.items():
         if name in inherited and inherited[name].transform != kind:
@@ -78,6 +80,17 @@ def freeze_inputs(
         token_features={name: manifest.categorical[name] for name in manifest.token_features},
         max_history=manifest.max_history,
     )
+
+
+def _refuse_other_widths(before: Sequence[str], now: Sequence[str]) -> None:
+    """A list of which more values count is another function of the same rows: old weights would mean something else."""
+    for name in sorted(set(whole_names(before)) & set(whole_names(now))):
+        old, new = ([one for one in names if whole_name(one) == name] for names in (before, now))
+        if old != new:
+            raise ConfigError(
+                "a list or vector is not what it was in production", where=f"features: {name}", got=f"{len(new)} columns, up to {new[-1]}",
+                expected=f"{len(old)}, up to {old[-1]}", remedy="a changed definition needs a new name",
+            )  # fmt: skip
 
 
 def _base_rate(tables: list[pa.Table], action: str, kind: str) -> float:

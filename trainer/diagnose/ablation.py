@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.metrics import row_loss
-from trainer.schema.examples import FEATURE, LABEL
+from trainer.schema.examples import LABEL, without_feature
 
 Score = Callable[[pa.Table], Mapping[str, np.ndarray]]
 
@@ -24,7 +24,7 @@ def ablate(examples: pa.Table, models: Mapping[str, Score], actions: Mapping[str
         examples: Rows with ripe labels.
         models: ``production`` and ``challenger`` (or one of them): scores examples by action.
         actions: Action -> ``binary``, or another kind.
-        features: Features to leave out, one at a time.
+        features: Features to leave out, one at a time; a list or vector with all its parts.
 
     Returns:
         {feature, action, <model>: relative increase of the mean loss}, largest difference between the models first.
@@ -32,9 +32,7 @@ def ablate(examples: pa.Table, models: Mapping[str, Score], actions: Mapping[str
     whole = {name: _losses(examples, score(examples), actions) for name, score in models.items()}
     found = []
     for feature in features:
-        column = FEATURE + feature
-        place = examples.column_names.index(column)
-        absent = examples.set_column(place, column, pa.nulls(len(examples), examples[column].type))
+        absent = without_feature(examples, feature)
         without = {name: _losses(examples, score(absent), actions) for name, score in models.items()}
         for action in actions:
             entry: dict[str, Any] = {"feature": feature, "action": action}

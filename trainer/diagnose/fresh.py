@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.schema.examples import FEATURE, LABEL
+from trainer.schema.logs import whole_name
 from trainer.schema.time import day_end_ms
 
 _BINS = 20
@@ -27,7 +28,7 @@ def drift(before: pa.Table, after: pa.Table) -> list[dict[str, Any]]:
     Returns:
         {feature, nulls_before, nulls_after, shift}, most moved first. ``shift`` is the distance of the distributions of known values
         (total variation over equal-mass bins or categories, 0 to 1), of which what rows alone explain is taken off. Calendar
-        features are left out.
+        features are left out; a list or vector is as moved as that of its parts that moved most.
     """
     features = [name for name in after.column_names if name.startswith(FEATURE) and name.removeprefix(FEATURE) not in _CALENDAR]
     shared = [name for name in features if name in before.column_names]
@@ -38,7 +39,11 @@ def drift(before: pa.Table, after: pa.Table) -> list[dict[str, Any]]:
         }
         for name in shared
     ]  # fmt: skip
-    return sorted(found, key=lambda entry: -max(abs(entry["nulls_after"] - entry["nulls_before"]), entry["shift"]))[:_REPORTED]
+    found.sort(key=lambda entry: -max(abs(entry["nulls_after"] - entry["nulls_before"]), entry["shift"]))
+    most: dict[str, dict[str, Any]] = {}
+    for entry in found:
+        most.setdefault(whole_name(entry["feature"]), entry)
+    return list(most.values())[:_REPORTED]
 
 
 def _shift(before: pa.ChunkedArray, after: pa.ChunkedArray) -> float:

@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from trainer.config import EvaluationConfig
 from trainer.evaluate.scorer import ScoredPartition
-from trainer.schema.examples import CARRIED, FEATURE, LOGGED
-from trainer.schema.logs import LogSpec
+from trainer.schema.examples import CARRIED, FEATURE, LOGGED, without_feature
+from trainer.schema.logs import LogSpec, whole_names
 from trainer.schema.repair import LOG, LOGIT, to_scale
 from trainer.schema.time import SECOND_MS, day_start_ms, days_between, timezone
 from trainer.schema.verdict import Check
@@ -146,14 +146,14 @@ class Rescoring:
     def _suspects(self, production: Scores) -> list[dict[str, Any]]:
         """Features whose influence runs along the differences: scores change alike when a feature is skewed and when it is gone."""
         worst = max(self._parts, key=lambda part: int(self._beyond(part)[:_EXPLAINED_ROWS].sum()))
-        found = []
-        for column in (name for name in worst.examples.column_names if name.startswith(FEATURE)):
-            place = worst.examples.column_names.index(column)
-            absent = worst.examples.set_column(place, column, pa.nulls(len(worst.examples), worst.examples[column].type))
+        found: list[dict[str, Any]] = []
+        columns = [name.removeprefix(FEATURE) for name in worst.examples.column_names if name.startswith(FEATURE)]
+        for feature in whole_names(columns):
+            absent = without_feature(worst.examples, feature)
             without = production.score(absent, worst.tail, self.known_until_ms).score_N
             explained, missing = self._explained(worst, {name: without[name][worst.row_M] for name in worst.logged})
             if explained >= _TELLING:
-                found.append({"feature": column.removeprefix(FEATURE), "explained": explained, "absent": missing})
+                found.append({"feature": feature, "explained": explained, "absent": missing})
         return sorted(found, key=lambda entry: (-entry["absent"], -entry["explained"], entry["feature"]))[:3]
 
     def _explained(self, part: _Served, without: Mapping[str, np.ndarray]) -> tuple[float, float]:

@@ -15,6 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from trainer.logs.lists import built, element_and_width, from_json, is_arrow_list, is_list_kind, lengths, list_kind, values_and_rows
+from trainer.schema.logs import ColumnSpec
+
 INTEGER, REAL, TEXT, BOOLEAN, INSTANT, OTHER = "integer", "real", "text", "boolean", "instant", "other"
 
 ARROW_TYPES = {INTEGER: pa.int64(), REAL: pa.float64(), TEXT: pa.string(), BOOLEAN: pa.bool_(), INSTANT: pa.timestamp("ms")}
@@ -31,6 +34,7 @@ _LOGICAL = {
 _INTEGER_TEXT = r"^\s*[+-]?\d{1,18}\s*$"
 _REAL_TEXT = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\s*$"
 LONGEST_TEXT = 4_096  # bytes; a category or id is shorter, a longer one is a field that ran into the next
+_SHOWN = 60  # characters of a damaged list
 _EXACT = 2.0**53  # beyond this a double does not hold every integer
 
 
@@ -54,10 +58,29 @@ class Finding:
 
 
 def logical_type(kind: pa.DataType) -> str:
-    """Returns the logical type of an Arrow type; nested and exotic ones are ``other``."""
+    """Returns the logical type of an Arrow type (of lists of scalars: ``integer[]``); structures and exotic ones are ``other``."""
     if pa.types.is_dictionary(kind):
         return logical_type(kind.value_type)
+    if is_arrow_list(kind) and (element := logical_type(kind.value_type)) in ARROW_TYPES:
+        return list_kind(element)
     return _LOGICAL.get(kind.id, OTHER)
+
+
+def arrow_type(logical: str) -> pa.DataType:
+    """Returns the Arrow type that conformed columns of a logical type have."""
+    return pa.list_(ARROW_TYPES[element_and_width(logical)[0]]) if is_list_kind(logical) else ARROW_TYPES[logical]
+
+
+def declared_type(found: str, column: ColumnSpec) -> str:
+    """Returns the logical type of a column that is declared a list or vector.
+
+    Args:
+        found: Logical type that its files have. Categories are numbers where these are lists of numbers, else text, as those of JSON are.
+        column: The declaration.
+    """
+    if column.kind == "vector":
+        return list_kind(REAL, column.width)
+    return list_kind(INTEGER if is_list_kind(found) and element_and_width(found)[0] != TEXT else TEXT)
 
 
 def conform(table: pa.Table, types: Mapping[str, str], units: Mapping[str, str] = MappingProxyType({})) -> tuple[pa.Table, list[Finding]]:
@@ -69,15 +92,20 @@ def conform(table: pa.Table, types: Mapping[str, str], units: Mapping[str, str] 
         units: Column of raw ticks -> declared unit: typed timestamps in such a column are converted exactly.
 
     Returns:
-        A table with exactly the columns of `types` (int64, float64, string, bool, timestamp[ms] in UTC), and what could not be
-        read. Timestamps without a timezone are taken as UTC.
+        A table with exactly the columns of `types` (int64, float64, string, bool, timestamp[ms] in UTC, lists of them), and what
+        could not be read. Timestamps without a timezone are taken as UTC. A list loses the values that cannot be read, and is null
+        if none is left; one of a fixed width is null unless it has so many values, all readable.
     """
     columns, findings, present = {}, [], set(table.column_names)
     for name, wanted in types.items():
         if name not in present:
-            columns[name] = pa.nulls(len(table), ARROW_TYPES[wanted])
+            columns[name] = pa.nulls(len(table), arrow_type(wanted))
             continue
         column = _joined(table[name])
+        if is_list_kind(wanted):
+            columns[name], found = _conform_list(name, column, wanted)
+            findings += found
+            continue
         columns[name] = _ticks(column, units[name]) if _is_typed_time(column, wanted, name, units) else _cast(column, wanted)
         lost = columns[name].null_count - column.null_count
         if lost or (logical_type(column.type) != wanted and column.null_count < len(column)):
@@ -95,7 +123,7 @@ def _finding(name: str, column: pa.Array, wanted: str, lost: int) -> Finding:
     found, action = logical_type(column.type), "mask" if lost else "count"
     if found == INSTANT and wanted == INTEGER and not lost:
         return Finding("typed_time", name, len(column), "count", f"{column.type} instead of raw ticks: converted to the declared unit")
-    if found == OTHER and pa.types.is_nested(column.type):
+    if pa.types.is_nested(column.type):
         return Finding("list_damage", name, lost, action, f"{column.type} where one value is expected")
     if found == wanted == TEXT:
         return Finding(
@@ -118,11 +146,15 @@ def _ticks(column: pa.Array, unit: str) -> pa.Array:
     return pa.array(tick_N, mask=~np.asarray(column.is_valid()))
 
 
-def _cast(column: pa.Array, wanted: str) -> pa.Array:
+def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Returns one plain array."""
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _cast(column: pa.Array, wanted: str) -> pa.Array:
+    column = _whole(column)
     found = logical_type(column.type)
     match wanted, found:
         case "integer", "integer" | "boolean":
@@ -149,6 +181,36 @@ def _cast(column: pa.Array, wanted: str) -> pa.Array:
         case "instant", "instant":
             return _milliseconds(column).cast(pa.timestamp("ms"))
     return pa.nulls(len(column), ARROW_TYPES[wanted])
+
+
+def _conform_list(name: str, column: pa.Array, wanted: str) -> tuple[pa.Array, list[Finding]]:
+    """Casts a column of lists, value by value; text is read as JSON arrays."""
+    column = _whole(column)
+    element, width = element_and_width(wanted)
+    lists = from_json(column) if logical_type(column.type) == TEXT else column
+    if not is_arrow_list(lists.type):
+        lists = pa.nulls(len(column), arrow_type(wanted))
+    values, row_M = values_and_rows(lists)
+    values, length_N = _cast(values, element), lengths(lists)
+    read_M = np.asarray(values.is_valid())
+    read_N = np.bincount(row_M[read_M], minlength=len(column))
+    bad_N = np.asarray(column.is_valid()) & (np.asarray(lists.is_null()) | (read_N < length_N) | ((width or length_N) != length_N))
+    valid_N = np.asarray(lists.is_valid()) & ((~bad_N | (read_N > 0)) if width is None else ~bad_N)
+    kept_M = read_M & valid_N[row_M]
+    cast = built(values.filter(pa.array(kept_M)), np.bincount(row_M[kept_M], minlength=len(column)), valid_N)
+    return cast, [_list_finding(name, column, element, width, bad_N)] if bad_N.any() else []
+
+
+def _list_finding(name: str, column: pa.Array, element: str, width: int | None, bad_N: np.ndarray) -> Finding:
+    """Says how many cells hold something else than a list of scalars or a vector, and shows one."""
+    bad, first = int(bad_N.sum()), column[int(np.argmax(bad_N))]
+    cell = first.cast(pa.binary()).as_py().decode(errors="replace") if logical_type(column.type) == TEXT else str(first.as_py())
+    has = f"{len(first)} values: " if is_arrow_list(column.type) else ""
+    kind = f"lists of {element}" if width is None else f"vectors of {width} numbers"
+    text = ", as an Arrow list or a JSON array" if not has else ""
+    return Finding(
+        "list_damage", name, bad, "mask", f"{bad} of {len(column)} cells are no {kind}{text}, the first one {has}{cell[:_SHOWN]}"
+    )
 
 
 def _from_integer(column: pa.Array) -> pa.Array:

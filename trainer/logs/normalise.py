@@ -15,7 +15,7 @@ import pyarrow as pa
 from trainer.logs.conform import Finding
 from trainer.logs.hashing import combine, hash_ids
 from trainer.logs.roles import carried_columns
-from trainer.logs.values import Values, bounded, categorical, evaluated, numbers
+from trainer.logs.values import Values, bounded, categorical, evaluated, list_parts, numbers, vector_parts
 from trainer.schema.examples import CARRIED, FEATURE, LABEL, LOGGED, SERVED
 from trainer.schema.logs import ColumnSpec, LogSpec, TimeSpec
 from trainer.schema.time import DAY_MS, TICKS_PER_MS, day_end_ms, day_start_ms
@@ -74,28 +74,39 @@ def normalise(table: pa.Table, spec: LogSpec, day: str, first_row: int = 0) -> N
     columns["weight"] = _weights(table, spec, findings)
     columns |= _labels(table, spec, findings)
     for name, feature in spec.features.items():
-        columns[FEATURE + name] = feature_values(table, name, feature, spec.timezone, findings)
+        columns |= {FEATURE + part: value for part, value in feature_values(table, name, feature, spec.timezone, findings).items()}
     columns |= _extras(table, spec, findings)
     columns["delivery"] = pa.array(_delivery(table, spec, columns))
     columns["row"] = pa.array(rows_N)
     return Normalised(pa.table(columns), findings, dropped)
 
 
-def feature_values(table: pa.Table, name: str, spec: ColumnSpec, zone: str, findings: list[Finding]) -> pa.Array:
+def feature_values(table: pa.Table, name: str, spec: ColumnSpec, zone: str, findings: list[Finding]) -> dict[str, pa.Array]:
     """Evaluates a feature column: int64 | string (categorical) or float32 (numeric), null where missing or out of range.
+
+    A vector becomes its numbers, all null where one of them is not a believable one. A list becomes its first distinct values in
+    ascending order, so that a list in another order is the same one, then nulls; an empty list is a missing one.
 
     Args:
         table: Conformed source columns.
         name: Feature name; also the column, unless the specification has an expression.
         spec: The feature.
         zone: Timezone of calendar functions.
-        findings: Receives what was made null.
+        findings: Receives what was made null, and lists that have more values than count.
+
+    Returns:
+        The features by name (`ColumnSpec.parts`).
     """
     source = spec.expression or name
     if spec.kind == "categorical":
-        return categorical(table, source, zone, spec.minimum, spec.maximum, findings)
+        return {name: categorical(table, source, zone, spec.minimum, spec.maximum, findings)}
+    if spec.is_listed:
+        names = list(spec.parts(name))
+        if spec.kind == "list":
+            return dict(zip(names, list_parts(table[source], source, len(names), findings), strict=True))
+        return dict(zip(names, vector_parts(table[source], source, spec, len(names), findings), strict=True))
     values = bounded(evaluated(table, source, zone), source, spec.minimum, spec.maximum, findings)
-    return pa.array(values.value_N.astype(np.float32), mask=~values.valid_N)
+    return {name: pa.array(values.value_N.astype(np.float32), mask=~values.valid_N)}
 
 
 def _times(table: pa.Table, spec: LogSpec, day: str, findings: list[Finding]) -> tuple[dict[str, np.ndarray], np.ndarray]:

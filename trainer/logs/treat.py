@@ -1,7 +1,8 @@
 """Treatment of conformed columns: what scan decided about cells and rows, and repairs that somebody declared.
 
 Scan and rebuild apply the same rules to the same columns, so counts reconcile and a released rule brings back exactly what it took.
-A user cannot be null: whoever is masked becomes a stranger, somebody without a past whom nobody meets again.
+A rule about values takes them out of their lists; a vector with such a number is null. A user cannot be null: whoever is masked becomes a
+stranger, somebody without a past whom nobody meets again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 
 from trainer.logs.conform import Finding
 from trainer.logs.hashing import combine, hash_ids
+from trainer.logs.lists import is_arrow_list, list_columns, mapped, values_and_rows, without
 from trainer.logs.normalise import instant_ms
 from trainer.schema.health import CellRule
 from trainer.schema.logs import LogSpec
@@ -49,7 +51,7 @@ def treat(table: pa.Table, spec: LogSpec, rules: Sequence[CellRule], path: str) 
         elif rule.feature == spec.user:
             table = _estranged(table, spec, hit_N)
         else:
-            table = _nulled(table, rule.feature, hit_N)
+            table = _nulled(table, rule, hit_N, in_lists=list_columns(spec).get(rule.feature, 0) is None)
         findings.append(Finding(rule.kind, rule.feature, rows, "quarantine_row" if rule.drop else "mask", rule.evidence))
     dropped = int(len(keep_N) - keep_N.sum())
     return (table.filter(pa.array(keep_N)) if dropped else table), findings, dropped
@@ -73,7 +75,11 @@ def _hit(table: pa.Table, spec: LogSpec, rule: CellRule) -> np.ndarray:
     return hit_N if any(condition is not None for condition in conditions) else np.asarray(column.is_valid())
 
 
-def _equal(column: pa.ChunkedArray, values: Sequence[str]) -> np.ndarray:
+def _equal(column: pa.ChunkedArray | pa.Array, values: Sequence[str]) -> np.ndarray:
+    """Marks the cells that are one of the values, or hold one."""
+    if is_arrow_list(column.type):
+        parts, row_M = values_and_rows(column)
+        return np.bincount(row_M[_equal(parts, values)], minlength=len(column)) > 0
     if pa.types.is_string(column.type):
         return np.asarray(pc.is_in(column, value_set=pa.array(list(values), pa.string())))
     exact = int if pa.types.is_integer(column.type) else float  # a float64 does not tell large ids apart
@@ -81,8 +87,15 @@ def _equal(column: pa.ChunkedArray, values: Sequence[str]) -> np.ndarray:
     return np.asarray(pc.is_in(column, value_set=wanted))
 
 
-def _nulled(table: pa.Table, name: str, hit_N: np.ndarray) -> pa.Table:
-    return table.set_column(table.column_names.index(name), name, pc.if_else(pa.array(hit_N), None, table[name]))
+def _nulled(table: pa.Table, rule: CellRule, hit_N: np.ndarray, in_lists: bool) -> pa.Table:
+    """Nulls the cells that are hit; of lists, only the values that the rule names, if it names any and no time."""
+    column = table[rule.feature]
+    if in_lists and rule.values and rule.from_ms is None:
+        lists = column.combine_chunks()
+        column = without(lists, _equal(values_and_rows(lists)[0], rule.values))
+    else:
+        column = pc.if_else(pa.array(hit_N), None, column)
+    return table.set_column(table.column_names.index(rule.feature), rule.feature, column)
 
 
 def _estranged(table: pa.Table, spec: LogSpec, hit_N: np.ndarray) -> pa.Table:
@@ -99,11 +112,21 @@ def _estranged(table: pa.Table, spec: LogSpec, hit_N: np.ndarray) -> pa.Table:
 
 
 def _repaired(table: pa.Table, rule: CellRule) -> tuple[pa.Table, Finding]:
-    """Multiplies a column; integers stay integers, rounded to the nearest."""
+    """Multiplies a column, all numbers of a vector alike; integers stay integers, rounded to the nearest."""
     column = table[rule.feature]
-    value_N = np.asarray(pc.fill_null(column.cast(pa.float64(), safe=False), np.nan), np.float64) * (rule.multiply or 1.0)
+    if is_arrow_list(column.type):
+        repaired = mapped(column.combine_chunks(), lambda values: _multiplied(values, rule.multiply or 1.0)[0])
+        rows = len(repaired) - repaired.null_count
+    else:
+        repaired, rows = _multiplied(column, rule.multiply or 1.0)
+    table = table.set_column(table.column_names.index(rule.feature), rule.feature, repaired)
+    return table, Finding("repaired", rule.feature, rows, "count", rule.evidence)
+
+
+def _multiplied(column: pa.ChunkedArray | pa.Array, factor: float) -> tuple[pa.Array, int]:
+    """Returns numbers times a factor, of the same type, and how many of them are finite."""
+    value_N = np.asarray(pc.fill_null(column.cast(pa.float64(), safe=False), np.nan), np.float64) * factor
     known_N = np.isfinite(value_N)
     fresh = np.rint(np.where(known_N, value_N, 0)).astype(np.int64) if pa.types.is_integer(column.type) else value_N
-    repaired = pa.array(fresh, mask=~known_N) if pa.types.is_integer(column.type) else pa.array(fresh, mask=~np.asarray(column.is_valid()))
-    table = table.set_column(table.column_names.index(rule.feature), rule.feature, repaired.cast(column.type))
-    return table, Finding("repaired", rule.feature, int(known_N.sum()), "count", rule.evidence)
+    mask_N = ~known_N if pa.types.is_integer(column.type) else ~np.asarray(column.is_valid())
+    return pa.array(fresh, mask=mask_N).cast(column.type), int(known_N.sum())

@@ -1,4 +1,7 @@
-"""Expressions over Arrow columns: evaluation, ranges, and categorical values."""
+"""Expressions over Arrow columns: evaluation, ranges, and categorical values; the parts of lists and vectors.
+
+Shape suffixes: N rows, M values of all lists, W numbers of a vector or values of a list that count.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ import pyarrow.compute as pc
 
 from trainer.errors import ConfigError
 from trainer.logs.conform import Finding
+from trainer.logs.lists import values_and_rows
 from trainer.schema.expression import Column, columns_of, evaluate
-from trainer.schema.logs import LogSpec
+from trainer.schema.logs import ColumnSpec, LogSpec
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,64 @@ def categorical(table: pa.Table, source: str, zone: str, minimum: float | None, 
     if fractions := int((values.valid_N & ~whole_N).sum()):
         findings.append(Finding("wrong_dtype", source, fractions, "mask", f"{fractions} cells of a category are fractions"))
     return pa.array(np.where(whole_N, values.value_N, 0).astype(np.int64), mask=~(values.valid_N & whole_N))
+
+
+def vector_parts(column: pa.ChunkedArray, source: str, spec: ColumnSpec, width: int, findings: list[Finding]) -> list[pa.Array]:
+    """Returns the numbers of vectors, W columns of float32; a vector is null where one of its numbers is not finite or out of range.
+
+    Args:
+        column: Conformed vectors: null, or `width` numbers.
+        source: Column, for the findings.
+        spec: The feature.
+        width: W.
+        findings: Receives the counts, in vectors.
+    """
+    lists = _joined(column)
+    value_RW = np.asarray(values_and_rows(lists)[0], np.float64).reshape(-1, width)
+    low, high = (bound if bound is not None else end for bound, end in ((spec.minimum, -np.inf), (spec.maximum, np.inf)))
+    bad_RW = ~(np.abs(value_RW) < np.finfo(np.float32).max) | (value_RW < low) | (value_RW > high)
+    worst_R = value_RW[np.arange(len(value_RW)), bad_RW.argmax(1)]  # a vector is judged by its first number that is wrong
+    good_R = bounded(Values(worst_R, np.ones(len(worst_R), bool)), source, spec.minimum, spec.maximum, findings).valid_N
+    row_R = np.flatnonzero(np.asarray(lists.is_valid()))[good_R]
+    value_NW, missing_N = np.zeros((len(lists), width), np.float32), np.ones(len(lists), bool)
+    value_NW[row_R], missing_N[row_R] = value_RW[good_R], False
+    return [pa.array(value_N, mask=missing_N) for value_N in np.ascontiguousarray(value_NW.T)]
+
+
+def list_parts(column: pa.ChunkedArray, source: str, width: int, findings: list[Finding]) -> list[pa.Array]:
+    """Returns the first `width` distinct values of lists in ascending order, W columns; null where a list has fewer.
+
+    Args:
+        column: Conformed lists of int64 or string.
+        source: Column, for the findings.
+        width: W.
+        findings: Receives how many lists have more values.
+    """
+    lists = _joined(column)
+    values, row_M = values_and_rows(lists)
+    known = pc.unique(values)
+    known = known.take(pc.sort_indices(known))
+    code_M = np.asarray(pc.index_in(values, value_set=known), np.int64)
+    _, first_M = np.unique(row_M * max(len(known), 1) + code_M, return_index=True)
+    row_M, code_M = row_M[np.sort(first_M)], code_M[np.sort(first_M)]  # distinct values, in the order of their lists
+    count_N = np.bincount(row_M, minlength=len(lists))
+    if longer := int((count_N > width).sum()):
+        evidence = f"{longer} of {len(lists)} lists have more than {width} distinct values, up to {count_N.max()}; the first {width} count"
+        findings.append(Finding("list_overflow", source, longer, "count", evidence))
+    row_M, code_M = (value_M[_place(count_N) < width] for value_M in (row_M, code_M))
+    order_M = np.lexsort((code_M, row_M))
+    code_NW = np.full((len(lists), width), -1)
+    code_NW[row_M, _place(np.minimum(count_N, width))] = code_M[order_M]
+    return [known.take(pa.array(code_N, mask=code_N < 0)) for code_N in code_NW.T]
+
+
+def _place(count_N: np.ndarray) -> np.ndarray:
+    """Returns the place of each value in its row, 0, 1, ...; rows follow each other."""
+    return np.arange(count_N.sum()) - np.repeat(np.cumsum(count_N) - count_N, count_N)
+
+
+def _joined(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
 
 
 def numbers(column: pa.ChunkedArray) -> pa.Array:

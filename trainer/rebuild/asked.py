@@ -143,7 +143,7 @@ def _kinds(context: Context, day: str) -> dict[str, pa.DataType]:
     """Types of what rows may hold, as events have them; `day` is any ingested one."""
     schema = read_events(context, day, 0).schema
     kinds = {name: schema.field(name).type for name in ("user", "item")} | {"request_time": pa.int64()}
-    return kinds | {name: schema.field(FEATURE + name).type for name in context.spec.features}
+    return kinds | {name: schema.field(FEATURE + name).type for name in context.spec.parts}
 
 
 def _like_examples(context: Context, rows: pa.Table, kinds: dict[str, pa.DataType]) -> pa.Table:
@@ -154,7 +154,7 @@ def _like_examples(context: Context, rows: pa.Table, kinds: dict[str, pa.DataTyp
     columns["is_event"] = pa.array(np.zeros(len(rows), bool))
     columns["weight"] = pa.array(np.ones(len(rows), np.float32))
     columns |= {LABEL + name: pa.nulls(len(rows), pa.float32()) for name in spec.actions}
-    for name in spec.features:
+    for name in spec.parts:
         columns[FEATURE + name] = rows[name] if name in rows.column_names else pa.nulls(len(rows), kinds[name])
     return join(pa.table(columns), side_tables(spec)).combine_chunks()
 

@@ -71,6 +71,5 @@ def _is_exact(context: Context, name: str) -> bool:
     counter = context.counters.get(name)
     if counter is not None:
         return counter.kind in _EXACT
-    side = [item for table in context.spec.side_tables.values() for item in table.columns.items()]
-    numeric = {known for known, column in [*context.spec.features.items(), *side] if column.kind == "numeric"}
+    numeric = {known for known, column in context.spec.all_parts.items() if column.kind == "numeric"}
     return name not in numeric and not name.startswith("coverage_")

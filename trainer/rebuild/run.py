@@ -19,7 +19,7 @@ from trainer.rebuild.plan import SourceDays
 from trainer.rebuild.pool import Pool
 from trainer.rebuild.shares import shared_primitives
 from trainer.rebuild.store import Record, finished, owned
-from trainer.rebuild.tails import TailPlan, final_record_name, item_features, write_tails
+from trainer.rebuild.tails import TailPlan, final_record_name, item_features, token_features, write_tails
 from trainer.rebuild.targets import categorical_names, numeric_names, write_examples, write_negatives
 from trainer.rebuild.vocabularies import build, count_ids, vocabulary_columns
 from trainer.schema.examples import (
@@ -34,7 +34,7 @@ from trainer.schema.examples import (
 )
 from trainer.schema.features import FeatureSpec
 from trainer.schema.health import HealthMap
-from trainer.schema.logs import LogSpec
+from trainer.schema.logs import LogSpec, whole_name
 from trainer.schema.time import add_days
 
 
@@ -86,9 +86,9 @@ def rebuild(
         user_buckets=context.user_buckets,
         max_history=max_history,
         numeric=numeric_names(context),
-        categorical={name: name for name in categorical_names(context)},
+        categorical={name: whole_name(name) for name in categorical_names(context)},
         item_features=item_features(spec),
-        token_features=[name for name, column in spec.features.items() if column.token],
+        token_features=token_features(spec),
         source_days={day: plan.content_hash(day, health.days[day]) for day in source.days},
         partitions=[_partition(context, day, bucket, examples, tails) for day in wanted for bucket in range(context.user_buckets)],
         duplicates={day: int(repeats[day]["repeats"]) for day in wanted},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainer.errors import ConfigError, DataError, nearest
-from trainer.logs.conform import INTEGER, REAL, TEXT, Finding, conform, logical_type
+from trainer.logs.conform import ARROW_TYPES, INTEGER, REAL, TEXT, Finding, conform, declared_type, logical_type
 from trainer.logs.normalise import feature_values, instant_ms
 from trainer.rebuild.order import GroupedTimes
 from trainer.schema.examples import FEATURE
@@ -28,7 +29,7 @@ class SideTable:
     Attributes:
         entity: ``user`` or ``item``.
         keys: Distinct ids.
-        columns: Feature -> values, one a row of the file.
+        columns: Feature -> values, one a row of the file; a vector's numbers and a list's values one by one.
         row_of_key: Row of each key, for a static table.
         history: Rows by (key, valid_from), for a history.
     """
@@ -88,20 +89,11 @@ class _Hashable:
 @lru_cache(maxsize=32)
 def _load(root: str, zone: str, name: str, boxed: _Hashable) -> SideTable:
     spec, where = boxed.spec, f"data.side_tables.{name}"
-    raw = read_side_file(Path(root) / spec.path, where)
-    source = {spec.key, *(column for feature, value in spec.columns.items() for column in columns_of(value.expression or feature))}
-    if spec.valid_from is not None:
-        source |= {spec.valid_from.column} if spec.valid_from.column else columns_of(spec.valid_from.expression or "0")
-    for column in sorted(source):
-        if column not in raw.column_names:
-            place, remedy = f"{where} ({spec.path})", nearest(column, raw.column_names)
-            raise ConfigError("a side table lacks a mapped column", where=place, got=column, remedy=remedy)
-    types = {column: logical_type(raw.schema.field(column).type) for column in sorted(source)}
-    types[spec.key] = TEXT if types[spec.key] == TEXT else INTEGER
-    table, _ = conform(raw, {column: REAL if kind == "other" else kind for column, kind in types.items()})
-    table = table.filter(table[spec.key].is_valid())
+    table = _conformed(spec, read_side_file(Path(root) / spec.path, where), f"{where} ({spec.path})")
     findings: list[Finding] = []  # damaged cells of a side table are null; scan does not judge side tables
-    columns = {feature: feature_values(table, feature, column, zone, findings) for feature, column in spec.columns.items()}
+    columns: dict[str, pa.Array] = {}
+    for feature, column in spec.columns.items():
+        columns |= feature_values(table, feature, column, zone, findings)
     keys = pc.unique(table[spec.key].combine_chunks())
     key_M = np.asarray(pc.index_in(table[spec.key], value_set=keys), np.int64)
     if spec.valid_from is not None:
@@ -117,6 +109,34 @@ def _load(root: str, zone: str, name: str, boxed: _Hashable) -> SideTable:
             remedy="give valid_from if the rows are a history",
         )
     return SideTable(spec.entity, keys, columns, np.argsort(key_M), None)
+
+
+def _conformed(spec: SideTableSpec, raw: pa.Table, where: str) -> pa.Table:
+    """Returns the mapped columns of a side table's rows that have an id."""
+    source = {spec.key, *(column for feature, value in spec.columns.items() for column in columns_of(value.expression or feature))}
+    if spec.valid_from is not None:
+        source |= {spec.valid_from.column} if spec.valid_from.column else columns_of(spec.valid_from.expression or "0")
+    for column in sorted(source):
+        if column not in raw.column_names:
+            raise ConfigError("a side table lacks a mapped column", where=where, got=column, remedy=nearest(column, raw.column_names))
+    types = {column: logical_type(raw.schema.field(column).type) for column in sorted(source)}
+    listed = {column.expression or feature: column for feature, column in spec.columns.items() if column.is_listed}
+    types = {column: kind if kind in ARROW_TYPES or column in listed else REAL for column, kind in types.items()}
+    types |= {name: declared_type(types[name], column) for name, column in listed.items()}
+    types[spec.key] = TEXT if types[spec.key] == TEXT else INTEGER
+    table, damaged = conform(raw, types)
+    _check_lists(listed, table, damaged, where)
+    return table.filter(table[spec.key].is_valid())
+
+
+def _check_lists(listed: Collection[str], table: pa.Table, damaged: list[Finding], where: str) -> None:
+    """Refuses a column in which no cell is a list, or a vector of the declared width."""
+    for finding in damaged:
+        if finding.feature in listed and table[finding.feature].null_count == len(table):
+            remedy = "declare its kind (list, vector) and width as they are, or map another column"
+            raise ConfigError(
+                "a column of a side table is not what is declared", where=where, got=f"{finding.feature}: {finding.evidence}", remedy=remedy
+            )
 
 
 def read_side_file(path: Path, where: str) -> pa.Table:

@@ -24,7 +24,7 @@ from trainer.rebuild.sides import join, read_side_file, side_tables
 from trainer.rebuild.store import Record, finish, read_columns, write_table
 from trainer.rebuild.targets import available, ripe_labels
 from trainer.schema.examples import FEATURE, LABEL, examples_path, final_tail_path, tail_path
-from trainer.schema.logs import LogSpec, PriorHistorySpec
+from trainer.schema.logs import LogSpec, PriorHistorySpec, parts_of
 from trainer.schema.time import add_days, day_start_ms
 
 STRETCH_TOKENS = 1_000_000  # tokens of a bucket that are sorted together
@@ -163,7 +163,7 @@ def final_record_name(day: str, bucket: int) -> str:
 
 def token_columns(spec: LogSpec) -> list[str]:
     """Returns the columns of a tail."""
-    features = [*item_features(spec), *(name for name, column in spec.features.items() if column.token)]
+    features = [*item_features(spec), *token_features(spec)]
     labels = [LABEL + name for name in spec.history_actions]
     return ["user", "item", "event_time", "available", *labels, *(FEATURE + name for name in features)]
 
@@ -171,7 +171,12 @@ def token_columns(spec: LogSpec) -> list[str]:
 def item_features(spec: LogSpec) -> list[str]:
     """Returns the categorical features that are functions of the item: those of static item tables."""
     tables = [table for table in spec.side_tables.values() if table.entity == "item" and table.static]
-    return [name for table in tables for name, column in table.columns.items() if column.kind == "categorical"]
+    return [name for table in tables for name, column in parts_of(table.columns).items() if column.kind == "categorical"]
+
+
+def token_features(spec: LogSpec) -> list[str]:
+    """Returns the features of the log that history tokens carry."""
+    return [name for name, column in spec.parts.items() if column.token]
 
 
 def day_tokens(context: Context, day: str, bucket: int) -> pa.Table:

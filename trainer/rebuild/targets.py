@@ -141,17 +141,15 @@ def with_features(context: Context, bucket: int, rows: pa.Table, sources: Source
 
 def numeric_names(context: Context) -> dict[str, str]:
     """Returns every numeric feature -> its transform."""
-    side = [item for table in context.spec.side_tables.values() for item in table.columns.items()]
-    plain = {name: column.transform for name, column in [*context.spec.features.items(), *side] if column.kind == "numeric"}
+    plain = {name: column.transform for name, column in context.spec.all_parts.items() if column.kind == "numeric"}
     counted = {name: counter.numeric_transform for name, counter in context.counters.items()}
     covered = dict.fromkeys(coverage_features(context.counters.values(), context.spec), "none") if context.features.coverage else {}
     return {**plain, **counted, **covered}
 
 
 def categorical_names(context: Context) -> list[str]:
-    """Returns every categorical feature."""
-    side = [item for table in context.spec.side_tables.values() for item in table.columns.items()]
-    names = [name for name, column in [*context.spec.features.items(), *side] if column.kind == "categorical"]
+    """Returns every categorical feature; those of a list one by one."""
+    names = [name for name, column in context.spec.all_parts.items() if column.kind == "categorical"]
     return [*names, *(["hour", "weekday"] if context.features.calendar else [])]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,16 @@ import pyarrow.compute as pc
 
 from trainer.rebuild.store import read_columns
 from trainer.schema.examples import FEATURE, examples_path
+from trainer.schema.logs import whole_name
 from trainer.schema.vocabulary import Vocabulary
 
 
-def vocabulary_columns(categorical: Sequence[str]) -> dict[str, str]:
-    """Returns vocabulary name -> examples column: the ids, and every categorical feature under its own name."""
-    return {"user": "user", "item": "item", **{name: FEATURE + name for name in categorical}}
+def vocabulary_columns(categorical: Sequence[str]) -> dict[str, list[str]]:
+    """Returns vocabulary name -> examples columns: the ids, and every categorical feature under its own name, a list's values together."""
+    columns = {"user": ["user"], "item": ["item"]}
+    for name in categorical:
+        columns.setdefault(whole_name(name), []).append(FEATURE + name)
+    return columns
 
 
 def count_ids(root: Path, day: str, buckets: int, categorical: Sequence[str]) -> dict[str, pa.Table]:
@@ -26,9 +31,9 @@ def count_ids(root: Path, day: str, buckets: int, categorical: Sequence[str]) ->
         Vocabulary -> table of key, count.
     """
     columns = vocabulary_columns(categorical)
-    tables = [read_columns(examples_path(root, day, bucket), ["is_event", *columns.values()]) for bucket in range(buckets)]
+    tables = [read_columns(examples_path(root, day, bucket), ["is_event", *chain(*columns.values())]) for bucket in range(buckets)]
     events = pa.concat_tables([table.filter(table["is_event"]) for table in tables]).combine_chunks()
-    return {name: _counts(events[column]) for name, column in columns.items()}
+    return {name: _counts([events[column] for column in parts]) for name, parts in columns.items()}
 
 
 def build(name: str, days: Sequence[str], counts: Sequence[pa.Table]) -> Vocabulary:
@@ -52,6 +57,6 @@ def build(name: str, days: Sequence[str], counts: Sequence[pa.Table]) -> Vocabul
     return Vocabulary(name, keys, count_V, names.take(pa.array(first_V)), names.take(pa.array(last_V)))
 
 
-def _counts(column: pa.ChunkedArray) -> pa.Table:
-    counted = pc.value_counts(column.combine_chunks().drop_null())
+def _counts(columns: Sequence[pa.ChunkedArray]) -> pa.Table:
+    counted = pc.value_counts(pa.concat_arrays([column.combine_chunks().drop_null() for column in columns]))
     return pa.table({"key": counted.field("values"), "count": counted.field("counts")})

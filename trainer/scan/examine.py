@@ -13,6 +13,7 @@ from trainer.scan import relations, values
 from trainer.scan.history import History, Remembered
 from trainer.scan.labels import LOST_HOURS, Counts, disorder, lost_hours, misranked, unripe
 from trainer.scan.links import ITEM, USER, ends
+from trainer.scan.listed import told, viewed, with_views
 from trainer.scan.states import ColumnState
 from trainer.scan.summary import FileState, Ranking, binary_actions, day_state, id_columns, monitored
 from trainer.scan.suspicion import Suspicion
@@ -76,7 +77,7 @@ def examine_day(
         memory: What is usual.
         config: Policy.
     """
-    roles = monitored(spec, types)
+    types, roles = viewed(spec, types, monitored(spec, types))
     tests = _HALF * _DETECTORS * len(roles)
     watch = Watch(memory.history, day, roles, types, id_columns(spec), spec.user, spec.item, tests, config.bot_share)
     mixed = _mixed(watch, reports)
@@ -96,7 +97,7 @@ def examine_day(
         state.rankings,
         counted,
     )
-    return Examined(found, bool(state.rankings or counted) and not wrong, remembered)
+    return Examined(told(spec, found), bool(state.rankings or counted) and not wrong, remembered)
 
 
 def remember(memory: Memory, examined: Examined, accused: Iterable[str], actions: dict[str, str], healthy: bool) -> None:
@@ -109,7 +110,7 @@ def remember(memory: Memory, examined: Examined, accused: Iterable[str], actions
         actions: Binary action -> source column.
         healthy: Whether the day was not refused.
     """
-    day, bad = examined.remembered, set(accused)
+    day, bad = examined.remembered, with_views(accused)
     memory.yesterday = (day.day, day.state.columns)
     if not healthy:
         return

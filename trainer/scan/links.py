@@ -74,7 +74,7 @@ def binned(column: pa.Array) -> np.ndarray:
         rank[np.argsort(-count, kind="stable")[: BINS - 1]] = np.arange(min(BINS - 1, len(coded.dictionary)), dtype=np.uint8)
         rank[-1] = 0
         return rank[code_S]
-    value_S = np.asarray(column.cast(pa.float64()).fill_null(np.nan), np.float64)
+    value_S = np.asarray(column.cast(pa.float64(), safe=False).fill_null(np.nan), np.float64)  # beyond 2**53 neighbours may share a bin
     known_S = value_S[np.isfinite(value_S)]
     if not len(known_S):
         return np.zeros(len(value_S), np.uint8)

@@ -11,8 +11,9 @@ from stat import S_ISREG
 
 from trainer.config import ScanConfig
 from trainer.errors import ConfigError, nearest
-from trainer.logs.conform import INTEGER, OTHER, REAL
+from trainer.logs.conform import ARROW_TYPES, INTEGER, REAL, TEXT, declared_type
 from trainer.logs.layout import DayFolder
+from trainer.logs.lists import is_list_kind
 from trainer.logs.roles import KEY, source_columns
 from trainer.scan.respond import repairs_of
 from trainer.scan.store import Signature, Store
@@ -143,12 +144,18 @@ def _expected(spec: LogSpec, inspected: dict[str, Done]) -> Expected:
         if name not in votes:
             raise ConfigError("a mapped column is in no file", where=f"data ({spec.name})", got=name, remedy=nearest(name, votes))
     types = {name: _winner(votes.get(name, Counter()), role) for name, role in roles.items()}
+    listed = {one.expression or name: one for name, one in spec.features.items() if one.is_listed}
+    types |= {name: declared_type(_list_winner(votes.get(name, Counter())), one) for name, one in listed.items()}
     return Expected(types, list(layouts.most_common(1)[0][0]) if layouts else [])
 
 
 def _winner(votes: Counter[str], role: str) -> str:
-    kind = next((kind for kind, _ in votes.most_common() if kind != OTHER), REAL)
+    kind = next((kind for kind, _ in votes.most_common() if kind in ARROW_TYPES), REAL)
     return INTEGER if role == KEY and kind == REAL else kind  # ids that a writer turned into doubles
+
+
+def _list_winner(votes: Counter[str]) -> str:
+    return next((kind for kind, _ in votes.most_common() if is_list_kind(kind) or kind == TEXT), TEXT)
 
 
 def _overcome(day: str, path: str, failures: Sequence[Failure]) -> list[Fault]:

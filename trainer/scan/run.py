@@ -14,6 +14,7 @@ from trainer.config import ScanConfig, ScanRunConfig
 from trainer.errors import ConfigError, DataError, nearest
 from trainer.logs.deliver import delivered
 from trainer.logs.layout import DayFolder, day_folder, discover_days
+from trainer.logs.lists import list_columns
 from trainer.logs.normalise import EARLIEST_MS, normalise
 from trainer.logs.roles import LABEL, source_columns
 from trainer.scan.examine import Examined, Memory, examine_day, remember
@@ -32,7 +33,7 @@ from trainer.schema.logs import LogSpec
 from trainer.schema.time import day_start_ms
 
 _MISFITS = {  # kind -> how a wrong mapping is mended
-    "list_damage": "map a column that holds one value a row, or leave it out",
+    "list_damage": "map a column that holds one value a row, or declare its kind (list, vector) and width as they are",
     "out_of_range": "correct its expression, minimum or maximum; a binary action is 0 or 1 (write a comparison, say watch_s >= 30), "
     "its logged score a probability (of odds: odds / (1 + odds))",
 }
@@ -175,6 +176,8 @@ def _check_repairs(spec: LogSpec, config: ScanConfig) -> None:
             raise ConfigError(
                 "a repair of a column that is not mapped", where="scan.repairs", got=rule.feature, remedy=nearest(rule.feature, roles)
             )
+        if list_columns(spec).get(rule.feature, 0) is None:
+            raise ConfigError("categories cannot be multiplied", where="scan.repairs", got=f"{rule.feature}, a list")
 
 
 def _check_releases(verdicts: dict[str, DayHealth], config: ScanConfig) -> None:
@@ -192,10 +195,12 @@ def _check_releases(verdicts: dict[str, DayHealth], config: ScanConfig) -> None:
 def _check_mapping(spec: LogSpec, verdicts: dict[str, DayHealth], config: ScanConfig) -> None:
     """Refuses a mapping that fits no day. That may be damage of every day as well: either would be masked without an end."""
     days = {day: state for day, state in verdicts.items() if state.rows}
-    if len(days) < config.min_history_days:
-        return
-    misfits = [_misfits(state, config.max_masked_cells_share * state.rows) for state in days.values()]
-    for name in sorted(set.intersection(*map(set, misfits))):
+    if len(days) >= config.min_history_days:
+        misfits = [_misfits(state, config.max_masked_cells_share * state.rows) for state in days.values()]
+    else:  # a young log may begin with damage, but not one in which no list or vector at all is what is declared
+        listed = list_columns(spec)
+        misfits = [{name: one for name, one in _misfits(day, day.rows - 1).items() if name in listed} for day in days.values()]
+    for name in sorted(set.intersection(*map(set, misfits)) if misfits else ()):
         last = misfits[-1][name]
         raise ConfigError(
             "a mapped column is on no day what its role says", where=f"data ({spec.name}), {name}",

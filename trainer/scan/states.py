@@ -101,16 +101,17 @@ class ColumnState:
         return self.top.get(value, 0) / self.valid if self.valid else 0.0
 
 
-def column_state(column: pa.Array, user_N: np.ndarray, ids: bool, items: pa.Array | None = None) -> ColumnState:
+def column_state(column: pa.Array, user_N: np.ndarray | None, ids: bool, items: pa.Array | None = None) -> ColumnState:
     """Summarises one column.
 
     Args:
         column: int64, float64, string or bool (as `trainer.logs.conform` leaves them).
-        user_N: uint64 hashes of the rows' users.
+        user_N: uint64 hashes of the rows' users; None keeps no pairs of user and number.
         ids: Whether values are ids or categories, whose overlap between days means something.
         items: The rows' items, to tell who brings the frequent values of a measure; None asks no such thing.
     """
-    nulls = column.null_count
+    nulls, paired = column.null_count, user_N is not None
+    user_N = np.zeros(len(column), np.uint64) if user_N is None else user_N
     valid_N = None if not nulls else np.asarray(column.is_valid())
     if pa.types.is_string(column.type):
         return _text_state(column, valid_N, user_N, ids)
@@ -121,7 +122,7 @@ def column_state(column: pa.Array, user_N: np.ndarray, ids: bool, items: pa.Arra
     cell_C, count_C = _cells(value_N)
     finite = value_N if value_N.dtype.kind == "i" else value_N[np.isfinite(value_N)]
     level, id_K, id_rows_K = _kept(_mixed(value_N), _IDS) if ids else (0, *_NO_IDS)
-    pair_level, rows_N = _sampled_users(user_N, _PAIRS)
+    pair_level, rows_N = _sampled_users(user_N, _PAIRS) if paired else (0, np.zeros(0, np.int64))
     pairs = _pairs(user_N[rows_N], _mixed(value_N[rows_N]))
     top, owners = _frequent(value_N, items)
     return ColumnState(

@@ -10,9 +10,11 @@ import pyarrow as pa
 
 from trainer.errors import DataError
 from trainer.logs.conform import REAL
+from trainer.logs.lists import list_columns
 from trainer.logs.roles import EXTRA, FEATURE, KEY, LABEL, REQUIRED, source_columns
 from trainer.logs.values import categorical_columns
 from trainer.scan.links import Link, links
+from trainer.scan.listed import listed_ids, row_view, value_states
 from trainer.scan.states import ColumnState, column_state, merged_by_name, value_hashes
 from trainer.schema.examples import LABEL as LABEL_COLUMN
 from trainer.schema.examples import LOGGED
@@ -48,7 +50,7 @@ class FileState:
 
     Attributes:
         rows: Usable rows.
-        columns: Monitored source columns.
+        columns: Monitored source columns; of lists and vectors, their views.
         hour_H: Events in each hour of the local day.
         label_hours: Binary action -> events with a known label, and positives, by hour: int64 [2, H].
         inversions: Share of rows that lie before their predecessor.
@@ -79,8 +81,8 @@ def monitored(spec: LogSpec, types: Mapping[str, str]) -> dict[str, str]:
 
 
 def id_columns(spec: LogSpec) -> set[str]:
-    """Returns the source columns that hold ids or categories."""
-    return {spec.user, spec.item, *categorical_columns(spec)}
+    """Returns the views (`trainer.scan.listed`) that hold ids or categories."""
+    return {spec.user, spec.item, *categorical_columns(spec), *listed_ids(spec)}
 
 
 def binary_actions(spec: LogSpec) -> dict[str, set[str]]:
@@ -108,7 +110,8 @@ def file_state(spec: LogSpec, types: Mapping[str, str], day: str, conformed: pa.
     items = _column(conformed, spec.item)
     user_N, item_N = value_hashes(_column(conformed, spec.user)), value_hashes(items)
     watched, ids = monitored(spec, types), id_columns(spec)
-    columns = {name: _column(conformed, name) for name in watched}
+    listed = {name: _column(conformed, name) for name in list_columns(spec)}
+    columns = {name: row_view(listed[name], spec, name) if name in listed else _column(conformed, name) for name in watched}
     actions = binary_actions(spec)
     labels = {name: _label(events, name) for name in actions}
     start = day_start_ms(day, spec.timezone)
@@ -118,7 +121,8 @@ def file_state(spec: LogSpec, types: Mapping[str, str], day: str, conformed: pa.
     step = max(len(events) // COUNTED_ROWS, 1)
     return FileState(
         rows=len(events),
-        columns={name: column_state(column, user_N, name in ids, None if name in ids else items) for name, column in columns.items()},
+        columns={name: column_state(column, user_N, name in ids, None if name in ids else items) for name, column in columns.items()}
+        | value_states(spec, listed, user_N),
         hour_H=np.bincount(hour_N[own_N], minlength=HOURS),
         label_hours={name: _by_hour(label_N[own_N], hour_N[own_N]) for name, label_N in labels.items()},
         inversions=float(np.mean(np.diff(event_N) < 0)) if len(event_N) > 1 else 0.0,

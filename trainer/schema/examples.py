@@ -47,6 +47,7 @@ import pyarrow.parquet as pq
 
 from trainer.errors import DataError
 from trainer.schema.files import write_text
+from trainer.schema.logs import whole_name
 from trainer.schema.plain import as_plain, from_plain
 
 EXAMPLES_VERSION = 1
@@ -145,6 +146,14 @@ class ExamplesManifest:
     matches: dict[str, dict[str, FeatureMatch]] = field(default_factory=dict)
     final_tail_day: str = ""
     final_tails: list[str] = field(default_factory=list)
+
+
+def without_feature(examples: pa.Table, feature: str) -> pa.Table:
+    """Returns examples in which a feature is missing; of a list or vector, all its parts."""
+    for place, column in enumerate(examples.column_names):
+        if column.startswith(FEATURE) and whole_name(column.removeprefix(FEATURE)) == feature:
+            examples = examples.set_column(place, column, pa.nulls(len(examples), examples[column].type))
+    return examples
 
 
 def examples_path(root: Path, day: str, bucket: int) -> Path:

@@ -106,7 +106,7 @@ CONSEQUENCES = ("empty_day", "too_few_rows", "too_many_bad_rows", "too_many_mask
 # Faults outside the catalogue, and words that stand for several of its kinds.
 OTHERS = (
     "hash_mismatch", "row_count_mismatch", "read_timeout", "oversized_read", "unreadable_file", "out_of_range", "null_key", "null_spike",
-    "missing_day", "unfinished_day", "repaired", "released", "unverified_bytes", "moved_together",
+    "missing_day", "unfinished_day", "repaired", "released", "unverified_bytes", "moved_together", "list_overflow",
 )  # fmt: skip
 
 FAULT_KINDS = (*dict.fromkeys(word for kind in _CATALOGUE for word in kind.ledger_kinds), *OTHERS, *CONSEQUENCES)

@@ -167,8 +167,8 @@ class HealthMap:
 
     Attributes:
         days: Day -> verdict.
-        types: Source column -> logical type of most files (``integer``, ``real``, ``text``, ``boolean``, ``instant``); files
-            of another type are cast to it, and cells that cannot be cast are null.
+        types: Source column -> logical type of most files (``integer``, ``real``, ``text``, ``boolean``, ``instant``; of lists
+            ``text[]`` and the like, of vectors ``real[8]``); files of another type are cast to it, and cells that cannot be are null.
     """
 
     version: int = HEALTH_VERSION

@@ -7,18 +7,34 @@ A specification is a YAML mapping (`conf/data/*.yaml`, or the user's own file th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from trainer.errors import ConfigError, nearest
+from trainer.schema.expression import columns_of
 from trainer.schema.time import parse_duration, timezone
 from trainer.schema.validate import choice
 
 LOG_SPEC_VERSION = 1
 
 ACTION_KINDS = ("binary", "count", "duration")
-FEATURE_KINDS = ("categorical", "numeric")
+FEATURE_KINDS = ("categorical", "numeric", "list", "vector")
 TRANSFORMS = ("none", "log", "logit")
 CRITICALITIES = ("required", "important", "optional")
+LIST_WIDTH = 8  # distinct values of a list that count, unless its specification says otherwise
+_COLUMN_ROLES = (
+    "user",
+    "item",
+    "event_id",
+    "request",
+    "position",
+    "serving_version",
+    "experiment_arm",
+    "exposure_probability",
+    "negative_rate",
+)
+_PART = re.compile(r"(.+)\[(\d+)\]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +121,15 @@ class ColumnSpec:
 
     Attributes:
         expression: Value; defaults to the column of the same name.
-        kind: ``categorical`` or ``numeric``.
-        transform: For numeric ones: ``log`` (signed log1p), ``logit`` (of a rate) or ``none``; then standardised.
-        minimum: Values below are masked (null), counted.
-        maximum: Values above are masked (null), counted.
+        kind: ``categorical``, ``numeric``, ``list`` (any number of categories: the tags of a video) or ``vector`` (a fixed number of
+            numbers: the embedding of a text). The column of a list or vector holds Arrow lists, or text: a JSON array such as [1, 2].
+        transform: For numbers: ``log`` (signed log1p), ``logit`` (of a rate) or ``none``; then standardised.
+        minimum: Values below are masked (null), counted; a vector with one such number is masked as a whole.
+        maximum: Values above likewise.
         criticality: ``required`` (a damaged feature refuses the day), ``important`` or ``optional`` (masked).
-        token: Whether history tokens carry it too (categorical only), say the surface on which an item was shown.
+        token: Whether history tokens carry it too (categories and lists), say the surface on which an item was shown.
+        width: Of a vector: how many numbers each has (must be given). Of a list: how many of its distinct values count, the first ones
+            of longer lists (8).
     """
 
     expression: str | None = None
@@ -120,13 +139,82 @@ class ColumnSpec:
     maximum: float | None = None
     criticality: str = "optional"
     token: bool = False
+    width: int | None = None
 
     def __post_init__(self) -> None:
         choice("data.features.*.kind", self.kind, FEATURE_KINDS)
         choice("data.features.*.transform", self.transform, TRANSFORMS)
         choice("data.features.*.criticality", self.criticality, CRITICALITIES)
-        if self.token and self.kind != "categorical":
-            raise ConfigError("only a categorical feature can be carried by history tokens", where="data.features.*.token")
+        if self.token and self.kind not in ("categorical", "list"):
+            raise ConfigError("only a categorical feature or a list can be carried by history tokens", where="data.features.*.token")
+        self._check_width()
+
+    def _check_width(self) -> None:
+        if self.is_listed and self.expression is not None and not self.expression.isidentifier():
+            raise ConfigError("a list or vector is a column as it stands", where="data.features.*.expression", got=self.expression)
+        if self.kind == "list" and (self.transform, self.minimum, self.maximum) != ("none", None, None):
+            raise ConfigError("a list of categories has no transform and no range", where="data.features.*", got=f"kind {self.kind}")
+        if self.kind == "vector" and self.width is None:
+            raise ConfigError("a vector needs a width", where="data.features.*.width", remedy="say how many numbers every vector has")
+        if self.width is None:
+            return
+        if self.kind not in ("list", "vector"):
+            raise ConfigError("only a list or a vector has a width", where="data.features.*.width", got=f"kind {self.kind}")
+        if self.width < 1:
+            raise ConfigError("a width must be at least 1", where="data.features.*.width", got=self.width)
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether a cell of the source column holds several values."""
+        return self.kind in ("list", "vector")
+
+    def parts(self, name: str) -> dict[str, ColumnSpec]:
+        """Returns the features that the feature called `name` is in examples: itself, or one for each number or value.
+
+        A vector is `width` numeric features, a list `width` categorical ones that share a vocabulary and a table; what knows numbers
+        and categories (statistics, encoding, warm start, serving) therefore knows vectors and lists.
+        """
+        if not self.is_listed:
+            return {name: self}
+        kind = "numeric" if self.kind == "vector" else "categorical"
+        one = replace(self, kind=kind, width=None)
+        return {part_name(name, index): one for index in range(self.width or LIST_WIDTH)}
+
+
+def part_name(name: str, index: int) -> str:
+    """Returns the name of one number of a vector, or of one value of a list."""
+    return f"{name}[{index}]"
+
+
+def whole_name(name: str) -> str:
+    """Returns the vector or list that a feature is a part of; any other feature's own name."""
+    found = _PART.fullmatch(name)
+    return found[1] if found else name
+
+
+def is_further_part(name: str) -> bool:
+    """Tells whether a feature is a part behind the first: of a list, one that shorter lists do not have."""
+    found = _PART.fullmatch(name)
+    return bool(found) and int(found[2]) > 0  # type: ignore[index]
+
+
+def whole_names(names: Iterable[str]) -> list[str]:
+    """Returns the features that some features are or are parts of, without repeats, in order."""
+    return list(dict.fromkeys(map(whole_name, names)))
+
+
+def parts_of(columns: Mapping[str, ColumnSpec]) -> dict[str, ColumnSpec]:
+    """Returns the features that declared ones are in examples (`ColumnSpec.parts`)."""
+    return {part: spec for name, column in columns.items() for part, spec in column.parts(name).items()}
+
+
+def _check_feature_names(where: str, names: Iterable[str]) -> None:
+    for name in names:
+        if whole_name(name) != name:
+            raise ConfigError(
+                "a feature is called like a part of a list or vector", where=where, got=name,
+                remedy=f"give it another name and the column as its expression; or declare {whole_name(name)} as a list or vector",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +249,7 @@ class SideTableSpec:
                 expected="valid_from (an instant per row), or static: true for facts that never change",
                 remedy="point valid_from at the column that says since when the row was known; never declare aggregates static",
             )
+        _check_feature_names(f"data.side_tables ({self.path}).columns", self.columns)
         if self.valid_from is not None and self.static:
             raise ConfigError("a side table is static or has valid_from, not both", where=f"data.side_tables ({self.path})")
 
@@ -289,11 +378,38 @@ class LogSpec:
         timezone(self.timezone)
         if not self.actions:
             raise ConfigError("a log needs at least one action", where="data.actions")
+        _check_feature_names("data.features", self.features)
+        self._check_lists()
         for action in self.logged_scores:
             if action not in self.actions:
                 raise ConfigError(
                     "logged score for an unknown action", where="data.logged_scores", got=action, remedy=nearest(action, self.actions)
                 )
+
+    def _check_lists(self) -> None:
+        """Refuses a column of lists that is read as something else too: it has one type over the whole log."""
+        listed = {feature.expression or name: name for name, feature in self.features.items() if feature.is_listed}
+        others = {name: feature.expression or name for name, feature in self.features.items() if name not in listed.values()}
+        others |= {name: action.expression for name, action in self.actions.items()} | self.logged_scores | self.logged_features
+        others |= self.carried | {role: column for role in _COLUMN_ROLES if (column := getattr(self, role))}
+        twice = {name: column for name, feature in self.features.items() if listed.get(column := feature.expression or name, name) != name}
+        read = {name: columns_of(source) & set(listed) for name, source in others.items()} | {name: {one} for name, one in twice.items()}
+        for name, columns in read.items():
+            if columns:
+                raise ConfigError(
+                    "a column of lists has another role too", where=f"data: {name}", got=min(columns),
+                    expected=f"only the feature {listed[min(columns)]}", remedy="write what else is needed into a column of its own",
+                )  # fmt: skip
+
+    @property
+    def parts(self) -> dict[str, ColumnSpec]:
+        """The log's own features as examples hold them: a vector's numbers and a list's values one by one."""
+        return parts_of(self.features)
+
+    @property
+    def all_parts(self) -> dict[str, ColumnSpec]:
+        """The features of the log, then those of side tables, as examples hold them."""
+        return {**self.parts, **{part: one for table in self.side_tables.values() for part, one in parts_of(table.columns).items()}}
 
     @property
     def gated_actions(self) -> list[str]:

@@ -37,7 +37,9 @@ class ServingInput:
         name: Its name.
         dtype: ``int64``, ``float32`` or ``bool``.
         varying: Its leading dimensions: ``request``, ``token``, ``candidate``.
-        columns: What the entries of its last dimension are, in order; empty where there is no such dimension.
+        columns: What the entries of its last dimension are, in order; empty where there is no such dimension. Of a list (``tags[0]``,
+            ``tags[1]``, ...) they are rows of its first distinct values, as many as there are places, then 0; of a missing or empty one
+            1, then 0. The order of the values does not matter.
     """
 
     name: str

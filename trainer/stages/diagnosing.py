@@ -14,6 +14,7 @@ from trainer.config import DiagnoseRunConfig, RetrainConfig, load
 from trainer.diagnose import ablate, cohorts, diagnose, drift, odd_cohorts
 from trainer.errors import DataError, RewarmError
 from trainer.schema.examples import FEATURE, ExamplesManifest, read_manifest, read_partition, read_tail
+from trainer.schema.logs import whole_names
 from trainer.schema.time import day_end_ms
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _ablation(run: _Run, rows: int) -> list[dict[str, Any]]:
                 parts.append(part)
     table = pa.concat_tables([examples for examples, _ in parts], promote_options="default")
     read = {name for scorer in scorers.values() for name in _features(scorer.bundle.manifest.inputs)}
-    features = [name for name in sorted(read) if FEATURE + name in table.column_names]
+    features = whole_names(name for name in sorted(read) if FEATURE + name in table.column_names)
     actions = {name: run.config.data.actions[name].kind for name in run.config.data.gated_actions}
     models = {name: _scores(scorer, parts, run.known_until_ms) for name, scorer in scorers.items()}
     return ablate(table, models, actions, features)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +17,8 @@ import pyarrow.parquet as pq
 from trainer.checkpoint import Bundle, read_bundle
 from trainer.config import ScoreConfig
 from trainer.errors import CheckpointError, ConfigError, DataError, nearest
+from trainer.logs.conform import conform, declared_type, logical_type
+from trainer.logs.normalise import feature_values
 from trainer.release import Registry
 from trainer.scan import check_budget, discover_days, scan
 from trainer.schema.features import FeatureSpec
@@ -116,7 +119,7 @@ class _Rows:
 
     def __init__(self, config: ScoreConfig) -> None:
         self._path = Path(config.input)
-        self._features = list(config.data.features)
+        self._declared = config.data.features
         try:
             with pq.ParquetFile(self._path) as file:
                 self.schema: pa.Schema = file.schema_arrow
@@ -167,10 +170,21 @@ class _Rows:
 
     def tables(self) -> Iterator[pa.Table]:
         """Yields user, item, request time in ms, and those features of the log that the file has."""
-        features = [name for name in self._features if name in self.schema.names]
+        features = [name for name in self._declared if name in self.schema.names]
         for table in self.read([*KEYS, *(name for name in features if name not in KEYS)]):
-            keys = {"user": table["user"], "item": table["item"], "request_time": _milliseconds(table["time"])}
-            yield pa.table(keys | {name: table[name] for name in features})
+            columns = {"user": table["user"], "item": table["item"], "request_time": _milliseconds(table["time"])}
+            for name in features:
+                columns |= self._parts(table, name) if self._declared[name].is_listed else {name: table[name]}
+            yield pa.table(columns)
+
+    def _parts(self, table: pa.Table, name: str) -> dict[str, pa.Array]:
+        """Returns the values of a list, or the numbers of a vector, one by one."""
+        declared = replace(self._declared[name], expression=None)  # the rows have features by name
+        conformed, findings = conform(table.select([name]), {name: declared_type(logical_type(self.schema.field(name).type), declared)})
+        parts = feature_values(conformed, name, declared, "UTC", findings)
+        if damaged := [finding for finding in findings if finding.action == "mask"]:
+            raise DataError("a column of the rows is not what is declared", where=f"{self._path}: {name}", got=damaged[0].evidence)
+        return parts
 
     def _unreadable(self, error: Exception) -> DataError:
         return DataError("cannot read the rows", where=self._path, got=str(error).splitlines()[0])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.batch import Batch
 from models.ranker import Ranker
+from trainer.schema.logs import whole_name, whole_names
 from trainer.schema.transfer import TransferPlan
 from trainer.schema.vocabulary import RESERVED_ROWS
 from trainer.warm_start.names import Renames
@@ -28,7 +29,8 @@ MOST_USERS = 256
 def measure_removed(
     production: Ranker, probes: list[Batch], source: Side, target: Side, transfer: TransferPlan, absent: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Measures what production loses with each feature that the challenger does not have: it is replaced by its mean.
+    """Measures what production loses with each feature that the challenger does not have: it is replaced by its mean (each value of a
+    list by the mean value, where only one mean value is what the challenger keeps).
 
     Args:
         production: Production's ranker, evaluation mode.
@@ -43,11 +45,11 @@ def measure_removed(
     """
     folded = {name.removeprefix("-"): str(fate.target) for fate in transfer.fates for name in fate.folds if not name.startswith("-")}
     result: dict[str, dict[str, Any]] = {}
-    before = [scores(production, batch) for batch in probes]
+    before, unknown = [scores(production, batch) for batch in probes], whole_names(absent)
 
     def add(feature: str, place: str, after: list[Tensor]) -> None:
         change = [(a - b).abs() for a, b in zip(after, before, strict=True)]
-        known = feature not in absent and bool(change) and any(c.numel() for c in change)
+        known = feature not in unknown and bool(change) and any(c.numel() for c in change)
         merged = torch.cat([c.flatten() for c in change]) if known else None
         result[feature] = {
             "mean_change": None if merged is None else float(merged.mean()), "max_change": None if merged is None else float(merged.max()),
@@ -60,9 +62,12 @@ def measure_removed(
             with _mean_rows(production, name, source):
                 add(_feature(name), folded.get(name, "nowhere"), [scores(production, batch) for batch in probes])
     renames = Renames(transfer.rules.rename)
+    gone: dict[str, list[int]] = {}
     for column, name in enumerate(source.keys["numeric"]):
         if renames(name, target.keys["numeric"]) not in target.keys["numeric"]:
-            add(name, "nowhere: standardised, its mean is 0", [scores(production, _without(batch, column)) for batch in probes])
+            gone.setdefault(whole_name(name), []).append(column)
+    for name, columns in gone.items():
+        add(name, "nowhere: standardised, its mean is 0", [scores(production, _without(batch, columns)) for batch in probes])
     return result
 
 
@@ -70,9 +75,9 @@ def _feature(tensor: str) -> str:
     return tensor.split("feature:")[1].split(".")[0].replace("%2E", ".").replace("%25", "%")
 
 
-def _without(batch: Batch, column: int) -> Batch:
+def _without(batch: Batch, columns: list[int]) -> Batch:
     numeric_NF, present_NF = batch.numeric_NF.clone(), batch.present_NF.clone()
-    numeric_NF[:, column], present_NF[:, column] = 0.0, True
+    numeric_NF[:, columns], present_NF[:, columns] = 0.0, True
     return replace(batch, numeric_NF=numeric_NF, present_NF=present_NF)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trainer.errors import ConfigError
+from trainer.schema.logs import whole_name
 from trainer.warm_start.side import Side
 
 _BLOCK = re.compile(r"^((?:.*\.)?(?:blocks|layers))\.(\d+)\.(.+)$")
@@ -34,11 +35,13 @@ class Renames:
     def __call__(self, name: str, known: Iterable[str]) -> str:
         """Returns the challenger's name of something that production calls `name`.
 
-        A rule counts only if the challenger knows the new name. A key of two parts (``watch/mu``) is renamed by its first.
+        A rule counts only if the challenger knows the new name. A key of two parts (``watch/mu``) is renamed by its first, a part of a
+        list or vector (``tags[0]``) with all of it.
         """
         first, slash, rest = name.partition("/")
+        listed = whole_name(name)
         for rule, replacement in self.rules.items():
-            for whole, tail in ((name, ""), (first, slash + rest)):
+            for whole, tail in ((name, ""), (first, slash + rest), (listed, name.removeprefix(listed))):
                 renamed = _substituted(rule, replacement, whole)
                 if renamed is not None and renamed + tail in known:
                     self.used.add(rule)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from typing import Any
 
 from trainer import __version__
 from trainer.checkpoint import Bundle
-from trainer.config import CostConfig, RetrainConfig
+from trainer.config import CostConfig, ModelConfig, OptimizerConfig, RetrainConfig, ScheduleConfig
 from trainer.days import DayPlan
 from trainer.errors import ConfigError, nearest
 from trainer.fit import Trained
@@ -141,7 +142,7 @@ def _changes(
     old, new = production.manifest, challenger.manifest
     had, has = (set(whole_names([*(entry.name for entry in side.inputs.numeric), *side.inputs.categorical])) for side in (old, new))
     return {
-        "config": _difference(old.config, new.config),
+        "config": _difference(_with_defaults(old.config), _with_defaults(new.config)),
         "code_version": None if old.code_version == __version__ else [old.code_version, __version__],
         "labels": _difference(old.labels, new.labels),
         "value": _difference(old.value, new.value),
@@ -151,6 +152,16 @@ def _changes(
         "days_repaired": [day for day in days.train if day in old.trained and old.trained[day] != examples.source_days[day]],
         "days_refused": days.refused,
     }
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Fills in settings that the code did not have yet when a bundle was written: at their defaults they change nothing."""
+    filled = dict(config)
+    for name, kind in (("model", ModelConfig), ("optimizer", OptimizerConfig), ("schedule", ScheduleConfig)):
+        if isinstance(config.get(name), dict):
+            known = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+            filled[name] = {**as_plain(known), **config[name]}
+    return filled
 
 
 def _difference(old: Any, new: Any, where: str = "") -> dict[str, list[Any]]:

@@ -319,9 +319,12 @@ def _verdict(checks: list[Check], policy: GatePolicy) -> Verdict:
 
 
 def _caution(checks: Sequence[Check]) -> str:
-    """What a reader of a first model's PROMOTE must not overlook: that was the user's word, and nothing here backs it."""
+    """What a reader of a PROMOTE must not overlook where nothing was compared with production: a first model is the user's word alone."""
     blind = sorted({check.action for check in checks if check.name.endswith(CHANCE) and check.outcome != "pass"})
-    return f"; CAUTION: not shown to rank {', '.join(blind)} better than chance, promoted on gate.first=promote alone" if blind else ""
+    if not blind:
+        return ""
+    first = ", promoted on gate.first=promote alone" if any(check.name == "first" for check in checks) else ""
+    return f"; CAUTION: not shown to rank {', '.join(blind)} better than chance{first}"
 
 
 def _others(deciding: Sequence[Check]) -> str:

@@ -268,6 +268,14 @@ def test_a_first_model_is_told_from_chance(world, policy, no_rules, table):
         assert judge(table(blind), policy(min_positives=5), no_rules).verdict == "HOLD"
 
 
+def test_a_head_that_production_lacks_is_told_from_chance_too(world, policy, no_rules, table):
+    columns = {name: x_N for name, x_N in world(rows=20_000).items() if name != "production_like" and not name.startswith("value_")}
+    columns["challenger_like"] = np.random.default_rng(1).permutation(columns["challenger_like"])
+    verdict = judge(table(columns), policy(slices=[]), no_rules)
+    assert verdict.verdict == "PROMOTE", verdict.reason
+    assert verdict.reason.endswith("CAUTION: not shown to rank like better than chance")
+
+
 def test_a_first_model_that_ranks_worse_than_chance_is_rejected(world, policy, no_rules, table):
     columns = _first(world())
     order_N = np.argsort(columns["challenger_click"])

@@ -145,7 +145,8 @@ def test_users_that_move_as_on_the_nights_before_inform_and_others_warn(nights, 
     usual = users(earlier_moves([*quiet, *alike]))[name]
     assert usual.severity == "info" and "As usual" in usual.sentence
     assert first.get("embedding_neighbours", usual).severity == "info"
-    assert earlier_moves([sealed(tmp_path / "across", moved, space="fail"), tmp_path / "unjudged"]) == {}, "another space has other distances"
+    across = sealed(tmp_path / "across", moved, space="fail")
+    assert earlier_moves([across, tmp_path / "unjudged"]) == {}, "another space has other distances"
 
 
 def test_items_that_moved_are_excused_by_no_earlier_night(nights):

@@ -107,6 +107,14 @@ def test_sentinels_leave_their_lists_and_null_their_vectors(judged, root):
     assert fault.rows == 0.15 * len(content) and fault.action == "mask"
 
 
+def test_what_was_found_once_is_found_again_the_next_day(judge):
+    def salted(day):
+        return lambda table: cells("tags", lambda rows: [[tag + "x" for tag in row] for row in rows])(listed(events(day)))
+
+    health = judge({**dict.fromkeys(DAYS, listed), DAYS[-2]: salted(DAYS[-2]), LAST: salted(LAST)}, features=FEATURES)
+    assert ("resalted_ids", "tags") in found(health, DAYS[-2]) & found(health, LAST), "what is accused does not become usual"
+
+
 def test_lists_may_grow_without_being_accused(judged):
     health = judged(cells("tags", lambda rows: [["t1", "t2", "t3", "t4", "t5"] if RNG.random() < 0.3 else row for row in rows]))
     assert ("sentinel_spike", "tags") not in found(health) and not health.days[LAST].masked_columns

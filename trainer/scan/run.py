@@ -97,7 +97,7 @@ def scan(spec: LogSpec, days: list[str], config: ScanConfig, scorer: Scorer | No
 def _judged(reading: Reading, folders: list[DayFolder], absent: set[str], scorer: Scorer | None) -> dict[str, DayHealth]:
     spec, config, roles = reading.spec, reading.config, source_columns(reading.spec)
     actions = {name: column for name, columns in binary_actions(spec).items() for column in columns}
-    memory, past, verdicts, unvarying = Memory.of(config), Past(), {}, Unvarying()
+    memory, past, verdicts, unvarying = Memory.of(config), Past(), {}, Unvarying(listed=set(list_columns(spec)))
     clicks = {name for name, role in roles.items() if role == LABEL} if spec.negatives else set()  # 1 in every row: that is such a log
     for folder, found in reading.days(folders):
         day = folder.day

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field
 
 from trainer.scan.states import ColumnState
@@ -19,12 +19,14 @@ class Unvarying:
         rows: Column -> its rows.
         values: Column -> its only value, as text; None: null in every row.
         varied: Columns that hold more.
+        listed: Columns of lists and vectors: their state is of lengths and identities, so only that they are null is told of them.
         days: First and last day that was added, and their number.
     """
 
     rows: dict[str, int] = field(default_factory=dict)
     values: dict[str, str | None] = field(default_factory=dict)
     varied: set[str] = field(default_factory=set)
+    listed: Set[str] = frozenset()
     days: list[str] = field(default_factory=list)
 
     def add(self, day: str, columns: Mapping[str, ColumnState], accused: Collection[str]) -> None:
@@ -40,7 +42,7 @@ class Unvarying:
             if name in accused or name in self.varied or not state.rows:
                 continue
             held, value = _only_value(state)
-            if not held or self.values.setdefault(name, value) != value:
+            if not held or (name in self.listed and state.valid) or self.values.setdefault(name, value) != value:
                 self.varied.add(name)
             self.rows[name] = self.rows.get(name, 0) + state.rows
 

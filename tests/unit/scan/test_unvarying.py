@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.unit.scan.conftest import DAYS, LAST, ROWS, with_column
 from trainer.scan.ledger import as_document
 from trainer.scan.show import print_health
-from trainer.schema.logs import NegativesSpec
+from trainer.schema.logs import ColumnSpec, NegativesSpec
 
 
 def filled(name: str, value: object, kind: pa.DataType | None = None):
@@ -65,3 +65,16 @@ def test_a_day_without_a_constant_column_is_damaged_and_the_others_are_told(judg
 def test_a_label_that_is_always_zero_is_told_and_one_that_is_always_one_is_what_a_click_only_log_holds(judge):
     assert [kind for _, kind, _ in told(judge(dict.fromkeys(DAYS, filled("click", 0, pa.int8()))))] == ["constant"]
     assert told(judge(dict.fromkeys(DAYS, filled("click", 1, pa.int8())), negatives=NegativesSpec())) == []
+
+
+def test_lists_of_one_length_are_told_only_where_they_are_missing(judge):
+    features = {"country": ColumnSpec(), "tags": ColumnSpec(kind="list")}
+
+    def tagged(table):
+        return table.append_column("tags", pa.array([[f"t{row % 7}", "b"] for row in range(len(table))]))
+
+    def untagged(table):
+        return with_column(table, "tags", pa.nulls(len(table), pa.list_(pa.string())))
+
+    assert told(judge(dict.fromkeys(DAYS, tagged), features=features)) == []
+    assert [what.split(" in all")[0] for _, _, what in told(judge(dict.fromkeys(DAYS, untagged), features=features))] == ["tags is null"]

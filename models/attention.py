@@ -11,6 +11,7 @@ at once through one mask; tests hold them equal. Additional shape suffixes:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -272,7 +273,7 @@ class Seen:
     time_Q: Tensor
     visible_Q: Tensor
 
-    @property
+    @cached_property
     def has_clock(self) -> bool:
         """Whether a time may be known; on an accelerator, where the answer would have to be waited for, it always may."""
         return self.time_Q.device.type != "cpu" or bool((self.time_Q != NO_CLOCK).any())
@@ -350,7 +351,7 @@ def _pair_bias(seen: Seen, query_BL: Tensor, key_BM: Tensor) -> Tensor:
 
 
 def _looked_up(value_P: Tensor, index: Tensor) -> Tensor:
-    """Returns ``value_P[index]``: a gather of single numbers, for which torch takes a third of the time that it takes for rows of one."""
+    """Returns ``value_P[index]``: a gather of single numbers, which torch does faster than one of rows of one number."""
     return value_P.index_select(0, index.flatten()).view(index.shape)
 
 
@@ -389,7 +390,7 @@ def pointwise_attention(q_QHE: Tensor, k_QHE: Tensor, v_QHE: Tensor, bias_PH: Te
 
 
 class _PairBias(torch.autograd.Function):
-    """``table_PH[row_BLM]``, heads first. The gradient of torch's lookup takes twenty times as long for rows as short as these."""
+    """``table_PH[row_BLM]``, heads first. The gradient of torch's lookup is slow for rows as short as these (scripts/bench/RESULTS.md)."""
 
     @staticmethod
     def forward(ctx: Any, table_PH: Tensor, row_BLM: Tensor) -> Tensor:

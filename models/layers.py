@@ -49,7 +49,10 @@ def feature_key(name: str) -> str:
 
 
 def whole_name(name: str) -> str:
-    """Returns the list that a feature is one value of (``tags`` of ``tags[0]``); any other feature's own name."""
+    """Returns the list that a feature is one value of (``tags`` of ``tags[0]``); any other feature's own name.
+
+    As `trainer.schema.logs.whole_name`, which this package does not know; a test holds them equal.
+    """
     return re.sub(r"(?<=.)\[\d+\]$", "", name)
 
 

@@ -369,7 +369,7 @@ def shares(side: Side, rate: list[float], needed: dict[str, float], limit: float
 
 
 def limit_of(arguments: argparse.Namespace) -> float:
-    """Returns what the machine can do now, FLOP/s: an fp32 product of two threads on a CPU, a GPU's bf16 peak."""
+    """Returns what the machine can do now, FLOP/s: an fp32 product of as many threads on a CPU, a GPU's bf16 peak."""
     if arguments.device == "gpu":
         return peak_flops(torch.device("cuda")) or float("nan")
     torch.set_num_threads(arguments.threads)

@@ -192,7 +192,7 @@ class RankingTask(L.LightningModule):
         return self.reports[-1]
 
     def _seed(self, seed: int) -> None:
-        """Seeds what this step draws from: `torch.manual_seed` also leaves word for each kind of device that is absent (0.7 ms a step)."""
+        """Seeds what this step draws from: `torch.manual_seed` also leaves word, with a trace, for kinds of device that are absent."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)

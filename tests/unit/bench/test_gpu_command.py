@@ -88,6 +88,19 @@ def test_a_step_that_hangs_is_ended_with_all_that_it_started(gpu, tmp_path, monk
     assert beat.read_text() == last, "a grandchild goes on"
 
 
+@pytest.mark.parametrize(
+    ("last", "code", "said"),
+    [("12 skipped, 3 deselected in 2 s", 1, "nothing ran: every test was skipped"), ("9 passed, 3 skipped in 2 s", 0, "passed")],
+)
+def test_tests_that_were_all_skipped_have_shown_nothing(gpu, tmp_path, monkeypatch, last, code, said):
+    monkeypatch.setattr(gpu, "plan", lambda arguments: [step(gpu, "tests", f"print({last!r})", show=gpu.summary_line)])
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "machine", lambda device: "a GPU")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path)])
+    assert gpu.main() == code
+    assert f"| {said} |" in (tmp_path / "section.md").read_text()
+
+
 def test_the_next_step_begins_where_one_fails_and_the_section_says_all(gpu, tmp_path, monkeypatch, capsys):
     profile = {"shares": {"products": 0.6, "nothing": 0.1}, "top": [["gemm_a", 0.4]]}
     row = {"architecture": "sasrec", "share": 0.352, "positions": 701_000.4, "waits": 0.031, "step": 12.34, "memory": 4321.0}

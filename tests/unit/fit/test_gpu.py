@@ -7,7 +7,7 @@ import torch
 import models
 from tests import small
 from tests.unit.fit.test_fit import MODEL, losses, run
-from tests.unit.fit.test_steps import Killed, TablesOnly
+from tests.unit.fit.test_steps import TablesOnly, killed_at
 from trainer.config import FitConfig
 from trainer.data import take
 from trainer.fit import run as fit_run
@@ -50,16 +50,7 @@ def test_fp32_and_bf16_learn_alike(tmp_path):
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     config = FitConfig(batch_targets=32, progress=False, checkpoint_steps=4, device="gpu", precision="bf16")
     whole = run(tmp_path / "whole", config=config)
-    step = RankingTask.training_step
-
-    def killed(self, batch, index):
-        if self.trainer.datamodule.cursor == 10:
-            raise Killed
-        return step(self, batch, index)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RankingTask, "training_step", killed)
-        patch.setattr(fit_run.CursorAndCheckpoint, "on_exception", lambda *_: None)  # nobody is told of signal 9
+    with killed_at(monkeypatch, 10):
         run(tmp_path / "again", config=config)
     again = run(tmp_path / "again", config=config)
     assert [entry.step for entry in again.log] == [entry.step for entry in whole.log]

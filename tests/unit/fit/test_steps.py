@@ -1,6 +1,6 @@
 """A step asks the device for nothing; what it reports is read later, and is the same."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import pytest
@@ -107,18 +107,25 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_has_logged_every_step_up_to_its_checkpoint(tmp_path, monkeypatch, as_on_an_accelerator):
-    whole = run(tmp_path / "whole")
+@contextmanager
+def killed_at(monkeypatch, cursor):
+    """Ends the run within at a step, as signal 9 does."""
     step = RankingTask.training_step
 
     def killed(self, batch, index):
-        if self.trainer.datamodule.cursor == 10:
+        if self.trainer.datamodule.cursor == cursor:
             raise Killed
         return step(self, batch, index)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(RankingTask, "training_step", killed)
-        patch.setattr(fit_run.CursorAndCheckpoint, "on_exception", lambda *_: None)  # nobody is told of signal 9
+        patch.setattr(fit_run.CursorAndCheckpoint, "on_exception", lambda *_: None)  # nobody is told of it
+        yield
+
+
+def test_a_killed_run_has_logged_every_step_up_to_its_checkpoint(tmp_path, monkeypatch, as_on_an_accelerator):
+    whole = run(tmp_path / "whole")
+    with killed_at(monkeypatch, 10):
         run(tmp_path / "again")
     logged = [entry.step for entry in read_log(tmp_path / "again" / "fit" / "steps.jsonl")]
     assert logged == list(range(8)), "up to the checkpoint after 8 steps: nothing was read since"

@@ -7,6 +7,7 @@ import torch
 
 from models.dense import DenseRanker
 from models.layers import OOV_ROW, PAD_ROW, whole_name
+from trainer.schema import logs
 from trainer.serving.judge import reference
 from trainer.serving.requests import edge_requests
 
@@ -84,6 +85,11 @@ def test_the_dense_twin_agrees(kit, architecture):
         torch.testing.assert_close(
             scores, reference(ranker, requests)[0], rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_names_of_lists_are_taken_apart_as_in_log_specifications():
+    for name in ("tags[0]", "tags[12]", "tags", "a[x]", "[3]", "a[1]b", "a[1][2]", "a[]", "a[-1]", "a [1]", ""):
+        assert whole_name(name) == logs.whole_name(name), name
 
 
 def test_names_of_lists():
